@@ -1,0 +1,202 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+#pragma once
+
+#include "allow.h"
+#include "hash.h"
+
+/* An entry that matched is read whole, or not at all: see enum ban_flags. */
+static __always_inline bool ban_lives(const __u64 *word, __u64 seen, const __u64 *expires)
+{
+	__u64 until = READ_ONCE(*expires);
+
+	if (READ_ONCE(*word) != seen)
+		return false;
+	/* The coarse clock is late by a tick at most (4 ms at 250 Hz), and costs next to nothing. */
+	return until == NS_FOREVER || until > bpf_ktime_get_coarse_ns();
+}
+
+#define BAN4_MATCH                                                                                 \
+	((~0ULL << BAN_KEY_SHIFT) | 3ULL << BAN_CLASS_SHIFT | BAN_TOMBSTONE | BAN_LIVE)
+
+/*
+ * The word of the live entry for a key of this class, or 0. A bucket with a free entry ends the
+ * search. A function of its own, so that the verifier walks it once and not once per class.
+ */
+__noinline __u64 ban4_probe(__u32 key, __u32 class)
+{
+	__u64 want = (__u64)key << BAN_KEY_SHIFT | (class & 3) << BAN_CLASS_SHIFT | BAN_LIVE;
+	__u32 home = hash64((__u64)class << 32 | key);
+
+	for (int i = 0; i < BAN4_PROBES; i++) {
+		struct ban4_bucket *bucket = lookup(ban4_table, (home + i) & cfg_ban4_mask);
+		__u64 used = ~0ULL;
+
+		if (!bucket)
+			return 0;
+		for (int j = 0; j < BAN4_SLOTS; j++) {
+			__u64 word = READ_ONCE(bucket->entry[j].word);
+
+			if ((word & BAN4_MATCH) == want &&
+			    ban_lives(&bucket->entry[j].word, word, &bucket->entry[j].expires))
+				return word;
+			used &= word | word >> 2; /* bit 0: live, or a tombstone */
+		}
+		if (!(used & BAN_LIVE))
+			return 0;
+	}
+	return 0;
+}
+
+static __always_inline __u64 ban4_find(__u32 addr)
+{
+	__u64 *word, found, monitored = 0;
+	__u32 classes;
+
+	/* One bit a /24, 2 MiB for all of IPv4: a clean source is answered here. */
+	word = lookup(ban4_bits, addr >> 14);
+	if (!word || likely(!(READ_ONCE(*word) >> (addr >> 8 & 63) & 1)))
+		return 0;
+	word = lookup(ban4_classes, addr >> 12);
+	if (!word)
+		return 0;
+	classes = READ_ONCE(*word) >> ((addr >> 8 & 15) * 4);
+
+	for (int class = BAN4_32; class <= BAN4_20; class++) {
+		if (!(classes & 1U << class))
+			continue;
+		found = ban4_probe(addr & ~0U << (class * 4), class);
+		if (found && !(found & BAN_MONITOR))
+			return found;
+		if (!monitored)
+			monitored = found;
+	}
+	if (classes & 1U << BAN4_20) {
+		struct ban4_entry *wide = lookup(ban4_wide, addr >> 16);
+
+		if (wide) {
+			found = READ_ONCE(wide->word);
+			if (found & BAN_LIVE && ban_lives(&wide->word, found, &wide->expires) &&
+			    (!monitored || !(found & BAN_MONITOR)))
+				return found;
+		}
+	}
+	return monitored;
+}
+
+#define BAN6_MATCH                                                                                 \
+	((~0ULL << BAN_KEY_SHIFT) | 0xFFULL << BAN_LENGTH_SHIFT | BAN_TOMBSTONE | BAN_LIVE)
+
+/* The word of the live entry for the prefix of this length (1..128) of an address, or 0. */
+__noinline __u64 ban6_probe(__u64 hi, __u64 lo, __u32 length)
+{
+	__u64 hash, want;
+	__u32 home;
+
+	hi &= length < 64 ? ~0ULL << (64 - (length & 63)) : ~0ULL;
+	lo &= length >= 128 ? ~0ULL : length > 64 ? ~0ULL << (128 - length & 63) : 0;
+	hash = hash64(hash128(hi, lo) + length);
+	want = hash << BAN_KEY_SHIFT | (length & 0xFF) << BAN_LENGTH_SHIFT | BAN_LIVE;
+	home = hash >> 32;
+
+	for (int i = 0; i < BAN6_PROBES; i++) {
+		struct ban6_bucket *bucket = lookup(ban6_table, (home + i) & cfg_ban6_mask);
+		__u64 used = ~0ULL;
+
+		if (!bucket)
+			return 0;
+		for (int j = 0; j < BAN6_SLOTS; j++) {
+			struct ban6_entry *entry = &bucket->entry[j];
+			__u64 word = READ_ONCE(entry->word);
+
+			if ((word & BAN6_MATCH) == want && READ_ONCE(entry->hi) == hi &&
+			    READ_ONCE(entry->lo) == lo &&
+			    ban_lives(&entry->word, word, &entry->expires))
+				return word;
+			used &= word | word >> 2; /* bit 0: live, or a tombstone */
+		}
+		if (!(used & BAN_LIVE))
+			return 0;
+	}
+	return 0;
+}
+
+/*
+ * Asks for each length in a set: bit n stands for length base + n, and length 0 for 128. Returns
+ * the first word that enforces, else one that monitors, else 0.
+ */
+__noinline __u64 ban6_ask(__u64 hi, __u64 lo, __u64 set, __u32 base)
+{
+	__u64 found, monitored = 0;
+
+	for (int i = 0; i < 64 && set; i++) {
+		__u32 length = base + __builtin_ctzll(set);
+
+		set &= set - 1;
+		found = ban6_probe(hi, lo, length ? length : 128);
+		if (found && !(found & BAN_MONITOR))
+			return found;
+		monitored = monitored ? monitored : found;
+	}
+	return monitored;
+}
+
+static __always_inline __u64 ban6_find(__u64 hi, __u64 lo, __u32 tiers)
+{
+	struct ban6_lengths *cell;
+	__u64 low = 0, high = 0, found, monitored;
+
+	if (tiers & BAN6_TIER_48) {
+		cell = lookup(ban6_filter, hash64(hi >> 16) & cfg_ban6_filter_mask);
+		if (cell) {
+			/* 48..63, and 128 in bit 0 */
+			low |= READ_ONCE(cell->low) & (0xFFFFULL << 48 | 1);
+			high |= READ_ONCE(cell->high);
+		}
+	}
+	if (tiers & BAN6_TIER_32) {
+		cell = lookup(ban6_filter, hash64(hi >> 32) & cfg_ban6_filter_mask);
+		if (cell)
+			low |= READ_ONCE(cell->low) & 0xFFFFULL << 32;
+	}
+	if (tiers & BAN6_TIER_WIDE) {
+		__u64 *wide = lookup(ban6_wide, hi >> 48);
+
+		/* ::/0 is stored as its two halves: no length is 0. */
+		if (wide)
+			low |= READ_ONCE(*wide) & 0xFFFFFFFEULL;
+	}
+
+	monitored = ban6_ask(hi, lo, high, 64);
+	if (monitored && !(monitored & BAN_MONITOR))
+		return monitored;
+	found = ban6_ask(hi, lo, low, 0);
+	if (found && !(found & BAN_MONITOR))
+		return found;
+	return monitored ? monitored : found;
+}
+
+/* Drops packets from banned sources, unless an allow entry overrules the ban. */
+static __always_inline enum reason stage_ban(const struct control *control, struct pkt *pkt)
+{
+	__u64 found;
+
+	if (pkt->family == FAMILY_IPV4)
+		found = ban4_find(pkt->src_lo);
+	else
+		found = control->ban6_tiers ?
+				ban6_find(pkt->src_hi, pkt->src_lo, control->ban6_tiers) :
+				0;
+	if (likely(!found))
+		return REASON_CONTINUE;
+	if (stage_allow(pkt, 0)) {
+		/* Limits may still apply to it: its way goes on, and it is counted as allowed. */
+		pkt->shadow = REASON_ALLOWED;
+		return REASON_CONTINUE;
+	}
+	pkt->list = found >> BAN_LIST_SHIFT & (MAX_LISTS - 1);
+	if (found & BAN_MONITOR && !control->monitor) {
+		pkt->shadow = REASON_BANNED;
+		return REASON_CONTINUE;
+	}
+	return REASON_BANNED;
+}

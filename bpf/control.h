@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+#pragma once
+
+#include "gcra.h"
+#include "maps.h"
+#include "parse.h"
+
+/*
+ * What keeps the link and the path alive (ARP, neighbour discovery, ICMP errors) is no one's to
+ * limit by source: it passes, all together under one generous cap per family.
+ */
+static __always_inline enum reason stage_control(const struct control *control,
+						 const struct pkt *pkt)
+{
+	struct control_cap *cap;
+
+	if (likely(!(pkt->flags & PKT_CONTROL)))
+		return REASON_CONTINUE;
+	cap = lookup(control_caps, pkt->family);
+	if (!cap || !control->control_burst)
+		return REASON_CONTROL;
+	if (gcra_charge(&cap->tat, control->control_cost, control->control_burst,
+			bpf_ktime_get_ns()) == GCRA_OVER)
+		return REASON_CONTROL_CAP;
+	return REASON_CONTROL;
+}

@@ -1,0 +1,250 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+#pragma once
+
+#include "allow.h"
+#include "gcra.h"
+#include "source.h"
+
+/* The number of the one limit that a packet falls under: source prefix, then service, then 0. */
+static __always_inline __u32 limit_number(const struct control *control, const struct pkt *pkt)
+{
+	if (control->source_limits) {
+		struct prefix_key key;
+		__u32 *number;
+
+		source_key(pkt, &key);
+		number = bpf_map_lookup_elem(&source_limits, &key);
+		if (number)
+			return *number;
+	}
+	if (control->service_limits) {
+		__u64 *word;
+		__u32 number;
+
+		if (pkt->flags & PKT_PORTS &&
+		    (pkt->protocol == PROTO_TCP || pkt->protocol == PROTO_UDP)) {
+			word = lookup(service_limits,
+				      (pkt->protocol == PROTO_UDP ? 8192 : 0) + pkt->dport / 8);
+			number = word ? READ_ONCE(*word) >> pkt->dport % 8 * 8 & 0xFF : 0;
+			if (number)
+				return number;
+		}
+		word = lookup(protocol_limits, pkt->protocol / 8);
+		number = word ? READ_ONCE(*word) >> pkt->protocol % 8 * 8 & 0xFF : 0;
+		if (number)
+			return number;
+	}
+	return 0;
+}
+
+/* Which thresholds a packet is measured by, as a bit each. */
+static __always_inline __u32 thresholds_of(const struct pkt *pkt)
+{
+	__u32 set = 1 << THRESHOLD_PACKETS | 1 << THRESHOLD_BITS;
+
+	if (pkt->flags & PKT_SYN)
+		set |= 1 << THRESHOLD_SYN;
+	if (pkt->protocol == PROTO_UDP || pkt->protocol == PROTO_UDPLITE)
+		set |= 1 << THRESHOLD_UDP;
+	if (pkt->protocol == PROTO_ICMP || pkt->protocol == PROTO_ICMPV6)
+		set |= 1 << THRESHOLD_ICMP;
+	if (pkt->flags & PKT_FRAGMENT)
+		set |= 1 << THRESHOLD_FRAGMENTS;
+	return set;
+}
+
+static __always_inline void mask_source(const struct pkt *pkt, __u32 len4, __u32 len6,
+					struct source *src)
+{
+	if (pkt->family == FAMILY_IPV4) {
+		src->hi = 0;
+		src->lo = len4 < 32 ? pkt->src_lo & 0xFFFFFFFFULL << (32 - (len4 & 31)) :
+				      pkt->src_lo;
+		return;
+	}
+	src->hi = len6 < 64 ? pkt->src_hi & ~0ULL << (64 - (len6 & 63)) : pkt->src_hi;
+	src->lo = len6 <= 64 ? 0 :
+		  len6 < 128 ? pkt->src_lo & ~0ULL << (128 - len6 & 63) :
+			       pkt->src_lo;
+}
+
+/*
+ * Charges a packet to its prefix's aggregate. A cell whose TAT has passed says nothing that a new
+ * one would not, so taking it over loses nothing, and no prefix is charged for another.
+ */
+static __always_inline enum reason aggregate_charge(const struct limit *limit, __u32 number,
+						    struct pkt *pkt, __u64 now)
+{
+	const struct rate *rate = &limit->aggregate;
+	struct aggregate_bucket *bucket;
+	struct source prefix;
+	__u32 length = pkt->family == FAMILY_IPV4 ? limit->aggregate4 : limit->aggregate6;
+	__u64 key, burst;
+
+	if (!rate->burst)
+		rate = &limit->threshold[THRESHOLD_PACKETS];
+	burst = READ_ONCE(rate->burst);
+	if (!burst)
+		return REASON_CONTINUE;
+
+	mask_source(pkt, length, length, &prefix);
+	key = pkt->family == FAMILY_IPV4 ? prefix.lo << 32 : prefix.hi & ~0ULL << 16;
+	key |= (number & 0xFF) << 8 | (length & 0x7F) << 1 | (pkt->family == FAMILY_IPV6);
+	bucket = lookup(aggregates, hash64(key) & cfg_aggregate_mask);
+	if (!bucket)
+		return REASON_CONTINUE;
+
+	for (int i = 0; i < AGGREGATE_WAYS; i++) {
+		if (READ_ONCE(bucket->key[i]) == key)
+			goto found;
+		continue;
+found:
+		switch (gcra_charge(&bucket->tat[i], rate_cost(rate, 1), burst, now)) {
+		case GCRA_OVER:
+			pkt->threshold = COUNT_AGGREGATE;
+			return REASON_LIMIT_AGGREGATE;
+		default:
+			return REASON_CONTINUE;
+		}
+	}
+	for (int i = 0; i < AGGREGATE_WAYS; i++) {
+		__u64 old = READ_ONCE(bucket->key[i]);
+
+		if (READ_ONCE(bucket->tat[i]) > now)
+			continue;
+		if (__sync_val_compare_and_swap(&bucket->key[i], old, key) != old)
+			continue;
+		gcra_charge(&bucket->tat[i], rate_cost(rate, 1), burst, now);
+		return REASON_CONTINUE;
+	}
+	stat_add(STAT_AGGREGATE_FULL);
+	return REASON_CONTINUE;
+}
+
+/*
+ * A penalty is a TAT of the packets' threshold beyond what any packet could have put it at, so it
+ * needs no field of its own and ends by itself: it holds while tat > now + burst.
+ */
+static __always_inline void penalize(const struct limit *limit, const struct source *src,
+				     struct source_state *state, __u64 now)
+{
+	struct source_tags *tags = lookup(source_tags, src->index / SOURCE_WAYS);
+	__u64 until = now + READ_ONCE(limit->penalty);
+	__u64 old = READ_ONCE(state->tat[THRESHOLD_PACKETS]);
+
+	if (!tags)
+		return;
+	/* seen at the penalty's end: until then no newcomer may take the slot */
+	if (tag_touch(&tags->tag[src->index % SOURCE_WAYS], src->tag, until))
+		__sync_val_compare_and_swap(&state->tat[THRESHOLD_PACKETS], old,
+					    until + limit->threshold[THRESHOLD_PACKETS].burst);
+}
+
+/* Measures a tracked packet by every threshold first, and charges it only if it passes all. */
+static __always_inline enum reason limit_charge(const struct limit *limit, const struct source *src,
+						struct pkt *pkt, __u64 now)
+{
+	struct source_state *state = lookup(source_states, src->index);
+	__u32 set = thresholds_of(pkt);
+	__u32 over = THRESHOLD_MAX;
+
+	if (!state)
+		return REASON_CONTINUE;
+	if (limit->penalty && READ_ONCE(state->tat[THRESHOLD_PACKETS]) >
+				      now + limit->threshold[THRESHOLD_PACKETS].burst) {
+		pkt->threshold = COUNT_PENALTY;
+		return REASON_PENALTY;
+	}
+
+#pragma unroll
+	for (__u32 i = 0; i < THRESHOLD_MAX; i++) {
+		const struct rate *rate = &limit->threshold[i];
+		__u64 burst = READ_ONCE(rate->burst);
+
+		if (!(set & 1 << i) || !burst || over != THRESHOLD_MAX)
+			continue;
+		if (!gcra_conforms(READ_ONCE(state->tat[i]),
+				   rate_cost(rate, i == THRESHOLD_BITS ? pkt->length : 1), burst,
+				   now))
+			over = i;
+	}
+	if (over == THRESHOLD_MAX) {
+#pragma unroll
+		for (__u32 i = 0; i < THRESHOLD_MAX; i++) {
+			const struct rate *rate = &limit->threshold[i];
+			__u64 burst = READ_ONCE(rate->burst);
+
+			if (!(set & 1 << i) || !burst || over != THRESHOLD_MAX)
+				continue;
+			switch (gcra_charge(&state->tat[i],
+					    rate_cost(rate,
+						      i == THRESHOLD_BITS ? pkt->length : 1),
+					    burst, now)) {
+			case GCRA_OVER:
+				over = i;
+				break;
+			case GCRA_CONTENDED:
+				stat_add(STAT_CONTENDED);
+				break;
+			case GCRA_PASS:
+				break;
+			}
+		}
+	}
+	if (over == THRESHOLD_MAX)
+		return REASON_CONTINUE;
+	pkt->threshold = over;
+	return REASON_LIMIT_PACKETS + over;
+}
+
+/* Holds each source to its limit. */
+__noinline enum reason stage_limit(struct pkt *pkt)
+{
+	const struct control *control = lookup(controls, 0);
+	struct limit *limit;
+	struct source_state *state;
+	struct source src = {};
+	enum reason reason = REASON_CONTINUE;
+	enum tracked tracked;
+	__u32 number;
+	__u64 now;
+
+	if (!pkt || !control)
+		return REASON_CONTINUE;
+	number = limit_number(control, pkt);
+	limit = lookup(limits, number);
+	if (!limit || !(limit->flags & LIMIT_ENABLED))
+		return REASON_CONTINUE;
+	pkt->limit = number;
+	pkt->monitor = limit->flags & LIMIT_MONITOR;
+	now = bpf_ktime_get_ns();
+	mask_source(pkt, limit->group4, limit->group6, &src);
+
+	tracked = source_track(control, &src, pkt->family, number, now);
+	if (tracked == RACED) {
+		stat_add(STAT_CONTENDED);
+		return REASON_CONTENDED;
+	}
+	if (tracked == TRACKED)
+		reason = limit_charge(limit, &src, pkt, now);
+	else
+		stat_add(STAT_UNTRACKED);
+	if (reason == REASON_CONTINUE && (tracked == UNTRACKED || limit->flags & LIMIT_AGGREGATE))
+		reason = aggregate_charge(limit, number, pkt, now);
+
+	if (reason != REASON_CONTINUE && stage_allow(pkt, ALLOW_NO_LIMIT))
+		reason = REASON_EXEMPT;
+	if (tracked == UNTRACKED)
+		return reason == REASON_CONTINUE ? REASON_UNTRACKED : reason;
+	if (reason == REASON_CONTINUE || reason == REASON_EXEMPT) {
+		source_passed(&src, pkt->length);
+		return reason;
+	}
+	source_dropped(&src);
+	if (limit->penalty && reason != REASON_PENALTY && reason != REASON_LIMIT_AGGREGATE) {
+		state = lookup(source_states, src.index);
+		if (state)
+			penalize(limit, &src, state, now);
+	}
+	return reason;
+}

@@ -1,0 +1,153 @@
+package bpf
+
+import "fmt"
+
+// Short names for the generated types, for the packages that read and write the tables.
+type (
+	Allow           = LeveeAllow
+	AggregateBucket = LeveeAggregateBucket
+	Ban4Bucket      = LeveeBan4Bucket
+	Ban4Entry       = LeveeBan4Entry
+	Ban6Bucket      = LeveeBan6Bucket
+	Ban6Entry       = LeveeBan6Entry
+	Ban6Lengths     = LeveeBan6Lengths
+	Control         = LeveeControl
+	Counter         = LeveeCounter
+	Event           = LeveeEvent
+	Interface       = LeveeInterface
+	Limit           = LeveeLimit
+	Meta            = LeveeMeta
+	PendingSet      = LeveePendingSet
+	Rate            = LeveeRate
+	PrefixKey       = LeveePrefixKey
+	SourceCounts    = LeveeSourceCounts
+	SourceState     = LeveeSourceState
+	SourceTags      = LeveeSourceTags
+)
+
+// Family is a packet's network protocol, as the counters know it.
+type Family = LeveeFamily
+
+// The families.
+const (
+	FamilyOther = LeveeFamilyFAMILY_OTHER
+	FamilyIPv4  = LeveeFamilyFAMILY_IPV4
+	FamilyIPv6  = LeveeFamilyFAMILY_IPV6
+	FamilyMax   = LeveeFamilyFAMILY_MAX
+)
+
+// String returns the family's metric label.
+func (f LeveeFamily) String() string {
+	switch f {
+	case FamilyOther:
+		return "other"
+	case FamilyIPv4:
+		return "ipv4"
+	case FamilyIPv6:
+		return "ipv6"
+	}
+	return fmt.Sprintf("family_%d", uint32(f))
+}
+
+// Threshold is one measure of a limit; its number indexes the limit's counters.
+type Threshold = LeveeThreshold
+
+// The thresholds, and after them the counters that a limit has beside theirs.
+const (
+	ThresholdPackets   = LeveeThresholdTHRESHOLD_PACKETS
+	ThresholdBits      = LeveeThresholdTHRESHOLD_BITS
+	ThresholdSYN       = LeveeThresholdTHRESHOLD_SYN
+	ThresholdUDP       = LeveeThresholdTHRESHOLD_UDP
+	ThresholdICMP      = LeveeThresholdTHRESHOLD_ICMP
+	ThresholdFragments = LeveeThresholdTHRESHOLD_FRAGMENTS
+	ThresholdMax       = LeveeThresholdTHRESHOLD_MAX
+	CountAggregate     = LeveeThresholdCOUNT_AGGREGATE
+	CountPenalty       = LeveeThresholdCOUNT_PENALTY
+	LimitCounters      = LeveeThresholdLIMIT_COUNTERS
+)
+
+// String returns the threshold's name in configuration, commands and metrics.
+func (t LeveeThreshold) String() string {
+	switch t {
+	case ThresholdPackets:
+		return "packets"
+	case ThresholdBits:
+		return "bits"
+	case ThresholdSYN:
+		return "syn"
+	case ThresholdUDP:
+		return "udp"
+	case ThresholdICMP:
+		return "icmp"
+	case ThresholdFragments:
+		return "fragments"
+	case CountAggregate:
+		return "aggregate"
+	case CountPenalty:
+		return "penalty"
+	}
+	return fmt.Sprintf("threshold_%d", uint32(t))
+}
+
+// Stat is what the program counts beside the reasons.
+type Stat = LeveeStat
+
+// The stats; types.h says what each counts.
+const (
+	StatUntracked        = LeveeStatSTAT_UNTRACKED
+	StatContended        = LeveeStatSTAT_CONTENDED
+	StatTracked          = LeveeStatSTAT_TRACKED
+	StatEvicted          = LeveeStatSTAT_EVICTED
+	StatEvents           = LeveeStatSTAT_EVENTS
+	StatEventsOverBudget = LeveeStatSTAT_EVENTS_OVER_BUDGET
+	StatEventsLost       = LeveeStatSTAT_EVENTS_LOST
+	StatAggregateFull    = LeveeStatSTAT_AGGREGATE_FULL
+	StatMax              = LeveeStatSTAT_MAX
+)
+
+// Sizes and shapes that both sides share; types.h explains each.
+const (
+	Schema = 1
+
+	MaxInterfaces = uint32(LeveeSizesMAX_INTERFACES)
+	MaxLimits     = uint32(LeveeSizesMAX_LIMITS)
+	MaxLists      = uint32(LeveeSizesMAX_LISTS)
+	EventBytes    = uint32(LeveeSizesEVENT_BYTES)
+
+	BanLive        = uint64(LeveeBanFlagsBAN_LIVE)
+	BanMonitor     = uint64(LeveeBanFlagsBAN_MONITOR)
+	BanTombstone   = uint64(LeveeBanFlagsBAN_TOMBSTONE)
+	BanClassShift  = uint(LeveeBanFlagsBAN_CLASS_SHIFT)
+	BanLengthShift = uint(LeveeBanWordBAN_LENGTH_SHIFT)
+	BanListShift   = uint(LeveeBanWordBAN_LIST_SHIFT)
+	BanKeyShift    = uint(LeveeBanWordBAN_KEY_SHIFT)
+	Ban4Slots      = int(LeveeBanGeometryBAN4SLOTS)
+	Ban4Probes     = int(LeveeBanGeometryBAN4PROBES)
+	Ban6Slots      = int(LeveeBanGeometryBAN6SLOTS)
+	Ban6Probes     = int(LeveeBanGeometryBAN6PROBES)
+
+	Ban6Tier48   = uint32(LeveeBan6TierBAN6TIER_48)
+	Ban6Tier32   = uint32(LeveeBan6TierBAN6TIER_32)
+	Ban6TierWide = uint32(LeveeBan6TierBAN6TIER_WIDE)
+
+	AllowNoLimit = uint32(LeveeAllowFlagsALLOW_NO_LIMIT)
+
+	LimitEnabled   = uint8(LeveeLimitFlagsLIMIT_ENABLED)
+	LimitMonitor   = uint8(LeveeLimitFlagsLIMIT_MONITOR)
+	LimitAggregate = uint8(LeveeLimitFlagsLIMIT_AGGREGATE)
+	CostShift      = uint(LeveeRateUnitCOST_SHIFT)
+
+	SourceWays     = int(LeveeSourceTagSOURCE_WAYS)
+	SeenShift      = uint(LeveeSourceTagSEEN_SHIFT)
+	TagLive        = uint64(LeveeSourceTagTAG_LIVE)
+	TagFamilyShift = uint(LeveeSourceTagTAG_FAMILY_SHIFT)
+	TagSeenShift   = uint(LeveeSourceTagTAG_SEEN_SHIFT)
+	TagSeenMask    = uint64(1)<<38 - 1
+	TagLimitShift  = uint(LeveeSourceTagTAG_LIMIT_SHIFT)
+	TagPrintShift  = uint(LeveeSourceTagTAG_PRINT_SHIFT)
+
+	PendingSlots = int(LeveePendingGeometryPENDING_SLOTS)
+
+	// Forever is the expiry of what does not expire, in ns of CLOCK_MONOTONIC.
+	Forever = ^uint64(0)
+)

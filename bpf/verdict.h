@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+#pragma once
+
+#include "source.h"
+
+static __always_inline void count(struct counter *counter, const struct pkt *pkt)
+{
+	if (!counter)
+		return;
+	counter->packets++;
+	counter->bytes += pkt->length;
+}
+
+/* Copies what is there of the frame, at most EVENT_BYTES. */
+static __always_inline __u8 capture(struct xdp_md *ctx, __u8 *to)
+{
+	void *data = (void *)(long)ctx->data;
+	void *data_end = (void *)(long)ctx->data_end;
+	__u8 n = 0;
+
+#pragma unroll
+	for (int i = 0; i < EVENT_BYTES; i += 2) {
+		if (data + i + 2 > data_end)
+			break;
+		*(__u16 *)(to + i) = *(__u16 *)(data + i);
+		n = i + 2;
+	}
+	return n;
+}
+
+/*
+ * Samples a dropped packet: the first of each CPU and second, up to the budget. A reader that
+ * stops costs a compare, not a wait.
+ */
+static __always_inline void sample(struct xdp_md *ctx, const struct control *control,
+				   const struct pkt *pkt, enum reason reason, bool monitored)
+{
+	struct event_window *window = lookup(event_windows, 0);
+	__u64 now = bpf_ktime_get_coarse_ns();
+	struct event *event;
+
+	if (!window)
+		return;
+	if (window->second != now >> 30) {
+		window->second = now >> 30;
+		window->used = 0;
+	}
+	if (window->used >= control->event_budget)
+		return stat_add(STAT_EVENTS_OVER_BUDGET);
+	window->used++;
+
+	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	if (!event)
+		return stat_add(STAT_EVENTS_LOST);
+	__builtin_memset(event, 0, sizeof(*event));
+	event->time = now;
+	event->src[0] = pkt->src_hi;
+	event->src[1] = pkt->src_lo;
+	event->dst[0] = pkt->dst_hi;
+	event->dst[1] = pkt->dst_lo;
+	event->ifindex = ctx->ingress_ifindex;
+	event->length = pkt->length;
+	event->list = pkt->list;
+	event->sport = pkt->sport;
+	event->dport = pkt->dport;
+	event->reason = reason;
+	event->family = pkt->family;
+	event->protocol = pkt->protocol;
+	event->limit = pkt->limit;
+	event->monitored = monitored;
+	event->captured = capture(ctx, event->packet);
+	bpf_ringbuf_submit(event, 0);
+	stat_add(STAT_EVENTS);
+}
+
+/* The only place that counts, samples, and turns a reason into an action. */
+static __always_inline enum xdp_action verdict(struct xdp_md *ctx, const struct control *control,
+					       const struct pkt *pkt, enum reason reason)
+{
+	bool monitored;
+
+	if (reason == REASON_CONTINUE)
+		reason = REASON_CLEAN;
+	if (reason < REASON_FIRST_DROP && pkt->shadow)
+		reason = pkt->shadow;
+	monitored = reason >= REASON_FIRST_DROP &&
+		    (control->monitor || pkt->shadow == reason || pkt->monitor);
+
+	count(lookup(counters,
+		     ((cfg_interface_slot * REASON_MAX + reason) * FAMILY_MAX + pkt->family) * 2 +
+			     monitored),
+	      pkt);
+	if (reason < REASON_FIRST_DROP)
+		return XDP_PASS;
+
+	if (reason == REASON_BANNED)
+		count(lookup(list_counters, pkt->list * 2 + monitored), pkt);
+	else if (reason >= REASON_PENALTY)
+		count(lookup(limit_counters,
+			     (pkt->limit * LIMIT_COUNTERS + pkt->threshold) * 2 + monitored),
+		      pkt);
+	if (cfg_events && control->event_budget)
+		sample(ctx, control, pkt, reason, monitored);
+	return monitored ? XDP_PASS : XDP_DROP;
+}
