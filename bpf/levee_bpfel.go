@@ -55,13 +55,15 @@ type LeveeBan4Entry struct {
 
 type LeveeBan6Bucket struct {
 	_     structs.HostLayout
-	Entry [2]struct {
-		_       structs.HostLayout
-		Word    uint64
-		Hi      uint64
-		Lo      uint64
-		Expires uint64
-	}
+	Entry [2]LeveeBan6Entry
+}
+
+type LeveeBan6Entry struct {
+	_       structs.HostLayout
+	Word    uint64
+	Hi      uint64
+	Lo      uint64
+	Expires uint64
 }
 
 type LeveeBan6Lengths struct {
@@ -173,17 +175,9 @@ type LeveeInterface struct {
 }
 
 type LeveeLimit struct {
-	_         structs.HostLayout
-	Threshold [6]struct {
-		_     structs.HostLayout
-		Cost  uint64
-		Burst uint64
-	}
-	Aggregate struct {
-		_     structs.HostLayout
-		Cost  uint64
-		Burst uint64
-	}
+	_          structs.HostLayout
+	Threshold  [6]LeveeRate
+	Aggregate  LeveeRate
 	Penalty    uint64
 	Flags      uint8
 	Group4     uint8
@@ -230,6 +224,12 @@ type LeveePrefixKey struct {
 	_      structs.HostLayout
 	Length uint32
 	Addr   [16]uint8
+}
+
+type LeveeRate struct {
+	_     structs.HostLayout
+	Cost  uint64
+	Burst uint64
 }
 
 type LeveeRateUnit uint32
