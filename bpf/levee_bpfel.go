@@ -215,7 +215,9 @@ type LeveePendingSet struct {
 	Slot [64]struct {
 		_       structs.HostLayout
 		Slot    uint32
-		Packets uint32
+		Passed  uint16
+		Dropped uint16
+		Bytes   uint64
 		Tag     uint64
 	}
 }

@@ -237,10 +237,10 @@ __noinline enum reason stage_limit(struct pkt *pkt)
 	if (tracked == UNTRACKED)
 		return reason == REASON_CONTINUE ? REASON_UNTRACKED : reason;
 	if (reason == REASON_CONTINUE || reason == REASON_EXEMPT) {
-		source_passed(&src, pkt->length);
+		source_count(&src, pkt->length, false);
 		return reason;
 	}
-	source_dropped(&src);
+	source_count(&src, pkt->length, true);
 	if (limit->penalty && reason != REASON_PENALTY && reason != REASON_LIMIT_AGGREGATE) {
 		state = lookup(source_states, src.index);
 		if (state)

@@ -141,17 +141,7 @@ static __always_inline enum tracked source_track(const struct control *control, 
 	return TRACKED;
 }
 
-static __always_inline void source_passed(const struct source *src, __u32 bytes)
-{
-	struct source_counts *counts = lookup(source_counts, src->index);
-
-	if (!counts)
-		return;
-	__sync_fetch_and_add(&counts->packets, 1);
-	__sync_fetch_and_add(&counts->bytes, bytes);
-}
-
-/* Hands gathered drops over to their source's entry, if that is still the source's. */
+/* Hands what was gathered over to its source's entry, if that is still the source's. */
 static __always_inline void pending_flush(const struct pending *pending)
 {
 	struct source_tags *tags = lookup(source_tags, pending->slot / SOURCE_WAYS);
@@ -159,11 +149,17 @@ static __always_inline void pending_flush(const struct pending *pending)
 
 	if (!tags || !counts)
 		return;
-	if ((READ_ONCE(tags->tag[pending->slot % SOURCE_WAYS]) & ~TAG_SEEN) == pending->tag)
-		__sync_fetch_and_add(&counts->dropped, pending->packets);
+	if ((READ_ONCE(tags->tag[pending->slot % SOURCE_WAYS]) & ~TAG_SEEN) != pending->tag)
+		return;
+	if (pending->passed) {
+		__sync_fetch_and_add(&counts->packets, pending->passed);
+		__sync_fetch_and_add(&counts->bytes, pending->bytes);
+	}
+	if (pending->dropped)
+		__sync_fetch_and_add(&counts->dropped, pending->dropped);
 }
 
-static __always_inline void source_dropped(const struct source *src)
+static __always_inline void source_count(const struct source *src, __u32 bytes, bool dropped)
 {
 	struct pending_set *set = lookup(pending, 0);
 	struct pending *mine;
@@ -171,12 +167,20 @@ static __always_inline void source_dropped(const struct source *src)
 	if (!set)
 		return;
 	mine = &set->slot[src->index % PENDING_SLOTS];
-	if (mine->slot != src->index || mine->tag != src->tag || mine->packets >= PENDING_FLUSH) {
-		if (mine->packets)
+	if (mine->slot != src->index || mine->tag != src->tag ||
+	    mine->passed + mine->dropped >= PENDING_FLUSH) {
+		if (mine->passed + mine->dropped)
 			pending_flush(mine);
 		mine->slot = src->index;
+		mine->passed = 0;
+		mine->dropped = 0;
+		mine->bytes = 0;
 		mine->tag = src->tag;
-		mine->packets = 0;
 	}
-	mine->packets++;
+	if (dropped) {
+		mine->dropped++;
+		return;
+	}
+	mine->passed++;
+	mine->bytes += bytes;
 }

@@ -267,27 +267,29 @@ struct source_state {
 _Static_assert(sizeof(struct source_state) == 64, "source_state");
 
 struct source_counts {
-	__u64 packets; /* passed */
+	__u64 packets; /* passed; up to PENDING_FLUSH per CPU more stand in `pending` */
 	__u64 bytes; /* passed */
-	__u64 dropped; /* packets; up to PENDING_FLUSH per CPU more stand in `pending` */
+	__u64 dropped; /* packets */
 	__u64 first; /* CLOCK_MONOTONIC ns */
 };
 _Static_assert(sizeof(struct source_counts) == 32, "source_counts");
 
 /*
- * Drops of a source gather per CPU before they are added to its entry: a flood from one source
- * then writes a shared line once in PENDING_FLUSH packets.
+ * What a source's counts grow by gathers per CPU before it is added to its entry: a flood from one
+ * source then writes a shared line once in PENDING_FLUSH packets.
  */
 enum pending_geometry { PENDING_SLOTS = 64, PENDING_FLUSH = 64 };
 struct pending {
 	__u32 slot; /* index into the source table */
-	__u32 packets;
+	__u16 passed;
+	__u16 dropped;
+	__u64 bytes; /* passed */
 	__u64 tag; /* the tag's fixed bits at that time: counts of a source that has gone are let go */
 };
 struct pending_set {
 	struct pending slot[PENDING_SLOTS];
 };
-_Static_assert(sizeof(struct pending_set) == 1024, "pending_set");
+_Static_assert(sizeof(struct pending_set) == 1536, "pending_set");
 
 /* Aggregates, four to a cache line: a cell whose time has passed owes nothing and is free. */
 enum { AGGREGATE_WAYS = 4 };
