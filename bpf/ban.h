@@ -15,17 +15,16 @@ static __always_inline bool ban_lives(const __u64 *word, __u64 seen, const __u64
 	return until == NS_FOREVER || until > bpf_ktime_get_coarse_ns();
 }
 
-#define BAN4_MATCH                                                                                 \
-	((~0ULL << BAN_KEY_SHIFT) | 3ULL << BAN_CLASS_SHIFT | BAN_TOMBSTONE | BAN_LIVE)
+#define BAN4_MATCH ((~0ULL << BAN_KEY_SHIFT) | 3ULL << BAN_CLASS_SHIFT | BAN_TOMBSTONE | BAN_LIVE)
 
 /*
  * The word of the live entry for a key of this class, or 0. A bucket with a free entry ends the
  * search. A function of its own, so that the verifier walks it once and not once per class.
  */
-__noinline __u64 ban4_probe(__u32 key, __u32 class)
+__noinline __u64 ban4_probe(__u32 key, __u32 cls)
 {
-	__u64 want = (__u64)key << BAN_KEY_SHIFT | (class & 3) << BAN_CLASS_SHIFT | BAN_LIVE;
-	__u32 home = hash64((__u64)class << 32 | key);
+	__u64 want = (__u64)key << BAN_KEY_SHIFT | (cls & 3) << BAN_CLASS_SHIFT | BAN_LIVE;
+	__u32 home = hash64((__u64)cls << 32 | key);
 
 	for (int i = 0; i < BAN4_PROBES; i++) {
 		struct ban4_bucket *bucket = lookup(ban4_table, (home + i) & cfg_ban4_mask);
@@ -61,10 +60,10 @@ static __always_inline __u64 ban4_find(__u32 addr)
 		return 0;
 	classes = READ_ONCE(*word) >> ((addr >> 8 & 15) * 4);
 
-	for (int class = BAN4_32; class <= BAN4_20; class++) {
-		if (!(classes & 1U << class))
+	for (int cls = BAN4_32; cls <= BAN4_20; cls++) {
+		if (!(classes & 1U << cls))
 			continue;
-		found = ban4_probe(addr & ~0U << (class * 4), class);
+		found = ban4_probe(addr & ~0U << (cls * 4), cls);
 		if (found && !(found & BAN_MONITOR))
 			return found;
 		if (!monitored)

@@ -73,7 +73,7 @@ static void *(*const bpf_map_lookup_elem)(const void *map, const void *key) = (v
 static __u64 (*const bpf_ktime_get_ns)(void) = (void *)5;
 static void *(*const bpf_ringbuf_reserve)(void *ring, __u64 size, __u64 flags) = (void *)131;
 static void (*const bpf_ringbuf_submit)(void *data, __u64 flags) = (void *)132;
-static __u64 (*const bpf_ktime_get_coarse_ns)(void) = (void *)160; /* since 5.11 */
+static __u64 (*const bpf_ktime_get_coarse_ns)(void) = (void *)160;	      /* since 5.11 */
 static __u64 (*const bpf_xdp_get_buff_len)(struct xdp_md *ctx) = (void *)188; /* since 5.18 */
 
 /* IEEE 802.3, 802.1Q, 802.1ad */

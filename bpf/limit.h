@@ -58,8 +58,8 @@ static __always_inline void mask_source(const struct pkt *pkt, __u32 len4, __u32
 {
 	if (pkt->family == FAMILY_IPV4) {
 		src->hi = 0;
-		src->lo = len4 < 32 ? pkt->src_lo & 0xFFFFFFFFULL << (32 - (len4 & 31)) :
-				      pkt->src_lo;
+		src->lo =
+			len4 < 32 ? pkt->src_lo & 0xFFFFFFFFULL << (32 - (len4 & 31)) : pkt->src_lo;
 		return;
 	}
 	src->hi = len6 < 64 ? pkt->src_hi & ~0ULL << (64 - (len6 & 63)) : pkt->src_hi;
@@ -95,17 +95,12 @@ static __always_inline enum reason aggregate_charge(const struct limit *limit, _
 		return REASON_CONTINUE;
 
 	for (int i = 0; i < AGGREGATE_WAYS; i++) {
-		if (READ_ONCE(bucket->key[i]) == key)
-			goto found;
-		continue;
-found:
-		switch (gcra_charge(&bucket->tat[i], rate_cost(rate, 1), burst, now)) {
-		case GCRA_OVER:
-			pkt->threshold = COUNT_AGGREGATE;
-			return REASON_LIMIT_AGGREGATE;
-		default:
+		if (READ_ONCE(bucket->key[i]) != key)
+			continue;
+		if (gcra_charge(&bucket->tat[i], rate_cost(rate, 1), burst, now) != GCRA_OVER)
 			return REASON_CONTINUE;
-		}
+		pkt->threshold = COUNT_AGGREGATE;
+		return REASON_LIMIT_AGGREGATE;
 	}
 	for (int i = 0; i < AGGREGATE_WAYS; i++) {
 		__u64 old = READ_ONCE(bucket->key[i]);
@@ -156,7 +151,6 @@ static __always_inline enum reason limit_charge(const struct limit *limit, const
 		return REASON_PENALTY;
 	}
 
-#pragma unroll
 	for (__u32 i = 0; i < THRESHOLD_MAX; i++) {
 		const struct rate *rate = &limit->threshold[i];
 		__u64 burst = READ_ONCE(rate->burst);
@@ -169,7 +163,6 @@ static __always_inline enum reason limit_charge(const struct limit *limit, const
 			over = i;
 	}
 	if (over == THRESHOLD_MAX) {
-#pragma unroll
 		for (__u32 i = 0; i < THRESHOLD_MAX; i++) {
 			const struct rate *rate = &limit->threshold[i];
 			__u64 burst = READ_ONCE(rate->burst);
@@ -177,8 +170,7 @@ static __always_inline enum reason limit_charge(const struct limit *limit, const
 			if (!(set & 1 << i) || !burst || over != THRESHOLD_MAX)
 				continue;
 			switch (gcra_charge(&state->tat[i],
-					    rate_cost(rate,
-						      i == THRESHOLD_BITS ? pkt->length : 1),
+					    rate_cost(rate, i == THRESHOLD_BITS ? pkt->length : 1),
 					    burst, now)) {
 			case GCRA_OVER:
 				over = i;

@@ -12,18 +12,18 @@
  * a header past it is unknown, not missing.
  */
 enum {
-	VLAN_MAX = 2, /* 802.1ad + 802.1Q; a third tag is not IP to this host either */
-	EXTENSION_MAX = 8, /* IPv6 extension headers; behind more, the L4 is unknown */
+	VLAN_MAX = 2,	    /* 802.1ad + 802.1Q; a third tag is not IP to this host either */
+	EXTENSION_MAX = 8,  /* IPv6 extension headers; behind more, the L4 is unknown */
 	HEADERS_MAX = 4096, /* bytes from the start of the frame; behind more, likewise */
 	PROTO_UNKNOWN = 255,
 };
 
 enum pkt_flags {
 	PKT_FRAGMENT = 1, /* any fragment, the first one too */
-	PKT_PORTS = 2, /* sport and dport were read */
-	PKT_SYN = 4, /* TCP with SYN and without ACK */
-	PKT_CONTROL = 8, /* ARP, neighbour discovery or an ICMP error */
-	PKT_L4_BAD = 16, /* a transport header that the kernel would discard */
+	PKT_PORTS = 2,	  /* sport and dport were read */
+	PKT_SYN = 4,	  /* TCP with SYN and without ACK */
+	PKT_CONTROL = 8,  /* ARP, neighbour discovery or an ICMP error */
+	PKT_L4_BAD = 16,  /* a transport header that the kernel would discard */
 };
 
 struct pkt {
@@ -32,22 +32,22 @@ struct pkt {
 	__u64 dst_hi;
 	__u64 dst_lo;
 	__u32 length; /* of the whole frame */
-	__u32 l3; /* offset of the IP header */
-	__u32 l4; /* offset of what follows it */
-	__u32 end; /* offset of the packet's end */
-	__u16 sport; /* host order */
+	__u32 l3;     /* offset of the IP header */
+	__u32 l4;     /* offset of what follows it */
+	__u32 end;    /* offset of the packet's end */
+	__u16 sport;  /* host order */
 	__u16 dport;
-	__u8 family; /* enum family */
+	__u8 family;   /* enum family */
 	__u8 protocol; /* PROTO_UNKNOWN if the walk ended before it */
-	__u8 flags; /* enum pkt_flags */
+	__u8 flags;    /* enum pkt_flags */
 	__u8 hop_limit;
 
 	/* what the stages found out */
-	__u16 list; /* of the ban that matched */
-	__u8 limit; /* number of the limit that spoke */
+	__u16 list;	/* of the ban that matched */
+	__u8 limit;	/* number of the limit that spoke */
 	__u8 threshold; /* … and which of its counters */
-	bool monitor; /* what spoke is in monitor mode */
-	__u8 shadow; /* the reason of a drop that only monitors; the way went on */
+	bool monitor;	/* what spoke is in monitor mode */
+	__u8 shadow;	/* the reason of a drop that only monitors; the way went on */
 };
 
 static __always_inline void *at(struct xdp_md *ctx, __u32 offset, __u32 size)

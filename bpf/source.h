@@ -8,7 +8,7 @@
 struct source {
 	__u64 hi; /* masked to the limit's group */
 	__u64 lo;
-	__u64 tag; /* the tag without `seen` */
+	__u64 tag;   /* the tag without `seen` */
 	__u32 index; /* into the source table */
 };
 

@@ -16,23 +16,23 @@
  * Reasons below REASON_FIRST_DROP pass; the others drop, unless monitoring.
  */
 enum reason {
-	REASON_CONTINUE = 0, /* no decision yet: the next stage's turn. Never counted */
-	REASON_CLEAN = 1, /* nothing to say against it */
-	REASON_NON_IP = 2, /* neither IPv4 nor IPv6 (and not ARP): not ours to judge */
-	REASON_PANIC = 3, /* the panic switch is on: everything passes */
-	REASON_ALLOWED = 4, /* a ban matched, an allow entry overruled it */
-	REASON_EXEMPT = 5, /* over a limit, but its allow entry is exempt from limits */
-	REASON_CONTROL = 6, /* ARP, neighbour discovery or an ICMP error, within its cap */
+	REASON_CONTINUE = 0,  /* no decision yet: the next stage's turn. Never counted */
+	REASON_CLEAN = 1,     /* nothing to say against it */
+	REASON_NON_IP = 2,    /* neither IPv4 nor IPv6 (and not ARP): not ours to judge */
+	REASON_PANIC = 3,     /* the panic switch is on: everything passes */
+	REASON_ALLOWED = 4,   /* a ban matched, an allow entry overruled it */
+	REASON_EXEMPT = 5,    /* over a limit, but its allow entry is exempt from limits */
+	REASON_CONTROL = 6,   /* ARP, neighbour discovery or an ICMP error, within its cap */
 	REASON_UNTRACKED = 7, /* no room to track its source, within the prefix's aggregate */
 	REASON_CONTENDED = 8, /* lost four races for its source's state: passed */
 
 	REASON_FIRST_DROP = 16,
 	REASON_MALFORMED_L3 = 16, /* an IP header that the kernel itself would discard */
-	REASON_BANNED = 17, /* its source is on a ban list */
-	REASON_MARTIAN = 18, /* a source address that can't be on a wire */
+	REASON_BANNED = 17,	  /* its source is on a ban list */
+	REASON_MARTIAN = 18,	  /* a source address that can't be on a wire */
 	REASON_MALFORMED_L4 = 19, /* a transport header that the kernel itself would discard */
-	REASON_CONTROL_CAP = 20, /* ARP, neighbour discovery or ICMP error over its cap */
-	REASON_PENALTY = 21, /* its source broke a limit and is dropped whole for a while */
+	REASON_CONTROL_CAP = 20,  /* ARP, neighbour discovery or ICMP error over its cap */
+	REASON_PENALTY = 21,	  /* its source broke a limit and is dropped whole for a while */
 	REASON_LIMIT_PACKETS = 22,
 	REASON_LIMIT_BITS = 23,
 	REASON_LIMIT_SYN = 24,
@@ -86,15 +86,15 @@ _Static_assert(sizeof(struct counter) == 16, "counter");
 
 /* The run-time switches: one entry, one cache line, read once a packet. Written by user space. */
 struct control {
-	__u32 panic; /* 1: pass everything at once */
-	__u32 monitor; /* 1: count what would be dropped, and pass it */
-	__u32 event_budget; /* events per CPU and second; 0: none */
-	__u32 ban6_tiers; /* which IPv6 filters hold anything: enum ban6_tier bits */
-	__u32 source_limits; /* how many source-prefix limits there are; 0 skips the look-up */
+	__u32 panic;	      /* 1: pass everything at once */
+	__u32 monitor;	      /* 1: count what would be dropped, and pass it */
+	__u32 event_budget;   /* events per CPU and second; 0: none */
+	__u32 ban6_tiers;     /* which IPv6 filters hold anything: enum ban6_tier bits */
+	__u32 source_limits;  /* how many source-prefix limits there are; 0 skips the look-up */
 	__u32 service_limits; /* likewise for limits bound to a protocol and port */
-	__u64 control_cost; /* ns that one control packet costs its cap (see GCRA in limit.h) */
-	__u64 control_burst; /* ns of debt that the cap allows; 0: no cap */
-	__u64 source_idle; /* ns without a packet after which a newcomer may take the slot */
+	__u64 control_cost;   /* ns that one control packet costs its cap (see GCRA in limit.h) */
+	__u64 control_burst;  /* ns of debt that the cap allows; 0: no cap */
+	__u64 source_idle;    /* ns without a packet after which a newcomer may take the slot */
 	__u64 pad[2];
 };
 _Static_assert(sizeof(struct control) == 64, "control");
@@ -104,14 +104,14 @@ struct meta {
 	__u32 schema;
 	__u32 pad;
 	__u64 secret[2]; /* the hashes' key, random per set, so that nobody can aim at a bucket */
-	__u64 created; /* CLOCK_MONOTONIC ns */
+	__u64 created;	 /* CLOCK_MONOTONIC ns */
 };
 _Static_assert(sizeof(struct meta) == 32, "meta");
 
 /* Which interface a slot of the counters belongs to. Written by user space. */
 struct interface {
 	__u32 ifindex; /* 0: the slot is free */
-	__u32 mode; /* 1 native, 2 generic */
+	__u32 mode;    /* 1 native, 2 generic */
 	char name[16];
 };
 _Static_assert(sizeof(struct interface) == 24, "interface");
@@ -125,10 +125,11 @@ _Static_assert(sizeof(struct interface) == 24, "interface");
  *   word:  key 32 | list 16 | length 8 | flags 8   (high to low)
  */
 enum ban_flags {
-	BAN_LIVE = 1, /* the entry counts; a word without it is free or a tombstone */
-	BAN_MONITOR = 2, /* count it as banned, and pass it */
+	BAN_LIVE = 1,	   /* the entry counts; a word without it is free or a tombstone */
+	BAN_MONITOR = 2,   /* count it as banned, and pass it */
 	BAN_TOMBSTONE = 4, /* free, but entries that were pushed past this bucket lie behind it */
-	BAN_CLASS_SHIFT = 4, /* IPv4: two bits that name the class, so that a key means one prefix */
+	BAN_CLASS_SHIFT =
+		4, /* IPv4: two bits that name the class, so that a key means one prefix */
 };
 enum ban_word {
 	BAN_LENGTH_SHIFT = 8,
@@ -141,17 +142,17 @@ enum ban_word {
  * length (at most eightfold), so that five questions answer for 33 lengths.
  */
 enum ban4_class {
-	BAN4_32 = 0, /* /29../32 */
-	BAN4_28 = 1, /* /25../28 */
-	BAN4_24 = 2, /* /21../24 */
-	BAN4_20 = 3, /* /17../20 */
+	BAN4_32 = 0,   /* /29../32 */
+	BAN4_28 = 1,   /* /25../28 */
+	BAN4_24 = 2,   /* /21../24 */
+	BAN4_20 = 3,   /* /17../20 */
 	BAN4_WIDE = 4, /* /0../16: a table of its own, indexed by the first 16 bits */
 };
 
 enum ban_geometry { BAN4_SLOTS = 4, BAN4_PROBES = 8, BAN6_SLOTS = 2, BAN6_PROBES = 16 };
 
 struct ban4_entry {
-	__u64 word; /* key: the address, host order, masked to the class's length */
+	__u64 word;    /* key: the address, host order, masked to the class's length */
 	__u64 expires; /* CLOCK_MONOTONIC ns, or NS_FOREVER */
 };
 struct ban4_bucket {
@@ -177,7 +178,7 @@ _Static_assert(sizeof(struct ban6_bucket) == 64, "ban6_bucket");
  * the filter that the first 16 bits index.
  */
 struct ban6_lengths {
-	__u64 low; /* bit n: length n, for 0..63 */
+	__u64 low;  /* bit n: length n, for 0..63 */
 	__u64 high; /* bit n: length 64 + n, for 64..127; length 128 is bit 0 of low */
 };
 _Static_assert(sizeof(struct ban6_lengths) == 16, "ban6_lengths");
@@ -190,7 +191,7 @@ enum ban6_tier {
 
 /* An address as key of the tries: IPv4 is mapped (::ffff:0:0/96) and its length grows by 96. */
 struct prefix_key {
-	__u32 length; /* bits */
+	__u32 length;  /* bits */
 	__u8 addr[16]; /* network order */
 };
 _Static_assert(sizeof(struct prefix_key) == 20, "prefix_key");
@@ -211,23 +212,24 @@ _Static_assert(sizeof(struct allow) == 16, "allow");
  */
 enum rate_unit { COST_SHIFT = 20 };
 struct rate {
-	__u64 cost; /* ns << COST_SHIFT per unit, which is a packet, or a byte for bits */
+	__u64 cost;  /* ns << COST_SHIFT per unit, which is a packet, or a byte for bits */
 	__u64 burst; /* ns */
 };
 
 enum limit_flags {
 	LIMIT_ENABLED = 1,
 	LIMIT_MONITOR = 2,
-	LIMIT_AGGREGATE = 4, /* the aggregate counts every packet, not just those of untracked sources */
+	LIMIT_AGGREGATE =
+		4, /* the aggregate counts every packet, not just those of untracked sources */
 };
 
 struct limit {
 	struct rate threshold[THRESHOLD_MAX];
 	struct rate aggregate; /* packets, of a whole prefix together */
-	__u64 penalty; /* ns; 0: drop the excess alone */
+	__u64 penalty;	       /* ns; 0: drop the excess alone */
 	__u8 flags;
-	__u8 group4; /* prefix length that makes one source, IPv4: 8..32 */
-	__u8 group6; /* … IPv6: 16..128 */
+	__u8 group4;	 /* prefix length that makes one source, IPv4: 8..32 */
+	__u8 group6;	 /* … IPv6: 16..128 */
 	__u8 aggregate4; /* prefix length of the aggregate, IPv4: 8..32 */
 	__u8 aggregate6; /* … IPv6: 16..48 */
 	__u8 pad[3];
@@ -268,9 +270,9 @@ _Static_assert(sizeof(struct source_state) == 64, "source_state");
 
 struct source_counts {
 	__u64 packets; /* passed; up to PENDING_FLUSH per CPU more stand in `pending` */
-	__u64 bytes; /* passed */
+	__u64 bytes;   /* passed */
 	__u64 dropped; /* packets */
-	__u64 first; /* CLOCK_MONOTONIC ns */
+	__u64 first;   /* CLOCK_MONOTONIC ns */
 };
 _Static_assert(sizeof(struct source_counts) == 32, "source_counts");
 
@@ -303,23 +305,23 @@ _Static_assert(sizeof(struct aggregate_bucket) == 64, "aggregate_bucket");
 enum stat {
 	STAT_UNTRACKED = 0, /* packets whose source found no room in the source table */
 	STAT_CONTENDED = 1, /* packets passed because their state was lost to four other writers */
-	STAT_TRACKED = 2, /* sources that got a slot */
-	STAT_EVICTED = 3, /* … of which by taking that of an idle one */
-	STAT_EVENTS = 4, /* events written */
+	STAT_TRACKED = 2,   /* sources that got a slot */
+	STAT_EVICTED = 3,   /* … of which by taking that of an idle one */
+	STAT_EVENTS = 4,    /* events written */
 	STAT_EVENTS_OVER_BUDGET = 5, /* events not written: the second's budget was spent */
-	STAT_EVENTS_LOST = 6, /* events not written: the ring buffer was full */
-	STAT_AGGREGATE_FULL = 7, /* packets of prefixes that found no aggregate cell: passed */
+	STAT_EVENTS_LOST = 6,	     /* events not written: the ring buffer was full */
+	STAT_AGGREGATE_FULL = 7,     /* packets of prefixes that found no aggregate cell: passed */
 	STAT_MAX = 16,
 };
 
 /* One sampled packet, as the ring buffer carries it. */
 struct event {
-	__u64 time; /* CLOCK_MONOTONIC ns */
+	__u64 time;   /* CLOCK_MONOTONIC ns */
 	__u64 src[2]; /* host order: high, low; IPv4 in the low 32 bits of the second */
 	__u64 dst[2];
 	__u32 ifindex;
 	__u32 length; /* of the whole frame */
-	__u16 list; /* of a ban */
+	__u16 list;   /* of a ban */
 	__u16 sport;
 	__u16 dport;
 	__u8 reason;
@@ -327,7 +329,7 @@ struct event {
 	__u8 protocol; /* 255: unknown */
 	__u8 limit;
 	__u8 monitored; /* 1: it passed after all */
-	__u8 captured; /* bytes of `packet` that are filled */
+	__u8 captured;	/* bytes of `packet` that are filled */
 	__u8 pad[4];
 	__u8 packet[EVENT_BYTES];
 };
