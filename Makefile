@@ -1,0 +1,60 @@
+# Levee. `make` alone lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+GO ?= go
+TOOL := $(GO) tool -modfile=tools/go.mod
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test test-unprivileged race lint fmt generate check-generate cover fuzz setup clean
+
+help: ## list the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build bin/levee; needs Go alone
+	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/levee ./cmd/levee
+
+demo: build ## run the lab: floods with and without the shield, in under 60 s; needs root
+	@$(GO) run ./scripts/preflight demo
+	@$(GO) run ./scripts/lab -levee bin/levee
+
+test: build ## run every test that needs no third-party software; needs root
+	@$(GO) run ./scripts/preflight test
+	$(GO) test -timeout 15m ./...
+
+test-unprivileged: ## run the tests that need neither root nor BPF
+	LEVEE_UNPRIVILEGED=1 $(GO) test -timeout 10m ./...
+
+race: ## the tests under the race detector; needs root and a C compiler
+	$(GO) test -race -timeout 20m ./...
+
+lint: ## golangci-lint with the import rules, clang-format, shellcheck
+	$(TOOL) golangci-lint run ./...
+	@scripts/check format
+	@scripts/check shell
+
+fmt: ## format Go and C
+	gofmt -l -w $$(git ls-files '*.go')
+	clang-format-19 -i $$(git ls-files '*.c' 'bpf/*.h' 'scripts/**/*.h')
+
+generate: ## compile the BPF programs and generate their bindings; needs clang-19
+	@scripts/check clang
+	$(GO) generate ./...
+
+check-generate: ## fail if the committed objects differ from what their sources give
+	@scripts/check generate
+
+cover: ## the tests' coverage, by package
+	$(GO) test -timeout 15m -coverprofile=coverage.out ./...
+	@$(GO) tool cover -func=coverage.out | tail -n 1
+
+FUZZTIME ?= 60s
+fuzz: ## every fuzz target for FUZZTIME each
+	@scripts/check fuzz $(FUZZTIME)
+
+setup: ## install what development needs from Debian's packages; needs root
+	@scripts/setup
+
+clean: ## remove what was built
+	rm -rf bin dist coverage.out
