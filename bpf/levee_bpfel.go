@@ -193,6 +193,7 @@ const (
 	LeveeLimitFlagsLIMIT_ENABLED   LeveeLimitFlags = 1
 	LeveeLimitFlagsLIMIT_MONITOR   LeveeLimitFlags = 2
 	LeveeLimitFlagsLIMIT_AGGREGATE LeveeLimitFlags = 4
+	LeveeLimitFlagsLIMIT_COARSE    LeveeLimitFlags = 8
 )
 
 type LeveeMeta struct {

@@ -209,7 +209,7 @@ __noinline enum reason stage_limit(struct pkt *pkt)
 		return REASON_CONTINUE;
 	pkt->limit = number;
 	pkt->monitor = limit->flags & LIMIT_MONITOR;
-	now = bpf_ktime_get_ns();
+	now = limit->flags & LIMIT_COARSE ? bpf_ktime_get_coarse_ns() : bpf_ktime_get_ns();
 	mask_source(pkt, limit->group4, limit->group6, &src);
 
 	tracked = source_track(control, &src, pkt->family, number, now);

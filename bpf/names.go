@@ -135,6 +135,7 @@ const (
 	LimitEnabled   = uint8(LeveeLimitFlagsLIMIT_ENABLED)
 	LimitMonitor   = uint8(LeveeLimitFlagsLIMIT_MONITOR)
 	LimitAggregate = uint8(LeveeLimitFlagsLIMIT_AGGREGATE)
+	LimitCoarse    = uint8(LeveeLimitFlagsLIMIT_COARSE)
 	CostShift      = uint(LeveeRateUnitCOST_SHIFT)
 
 	SourceWays     = int(LeveeSourceTagSOURCE_WAYS)

@@ -219,8 +219,13 @@ struct rate {
 enum limit_flags {
 	LIMIT_ENABLED = 1,
 	LIMIT_MONITOR = 2,
-	LIMIT_AGGREGATE =
-		4, /* the aggregate counts every packet, not just those of untracked sources */
+	LIMIT_AGGREGATE = 4, /* the aggregate counts all packets, not just untracked sources' */
+	/*
+	 * Tell the time by the coarse clock, which costs a quarter of the exact one but stands still
+	 * within a tick. Right where the bursts are many ticks long; user space makes them a tick
+	 * shorter, and so no window admits more than burst + rate * time.
+	 */
+	LIMIT_COARSE = 8,
 };
 
 struct limit {
