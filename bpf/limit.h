@@ -58,8 +58,7 @@ static __always_inline void mask_source(const struct pkt *pkt, __u32 len4, __u32
 {
 	if (pkt->family == FAMILY_IPV4) {
 		src->hi = 0;
-		src->lo =
-			len4 < 32 ? pkt->src_lo & 0xFFFFFFFFULL << (32 - (len4 & 31)) : pkt->src_lo;
+		src->lo = pkt->src_lo & 0xFFFFFFFFULL << (len4 < 32 ? 32 - len4 : 0);
 		return;
 	}
 	src->hi = len6 < 64 ? pkt->src_hi & ~0ULL << (64 - (len6 & 63)) : pkt->src_hi;

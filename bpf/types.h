@@ -125,11 +125,10 @@ _Static_assert(sizeof(struct interface) == 24, "interface");
  *   word:  key 32 | list 16 | length 8 | flags 8   (high to low)
  */
 enum ban_flags {
-	BAN_LIVE = 1,	   /* the entry counts; a word without it is free or a tombstone */
-	BAN_MONITOR = 2,   /* count it as banned, and pass it */
-	BAN_TOMBSTONE = 4, /* free, but entries that were pushed past this bucket lie behind it */
-	BAN_CLASS_SHIFT =
-		4, /* IPv4: two bits that name the class, so that a key means one prefix */
+	BAN_LIVE = 1,	     /* the entry counts; a word without it is free or a tombstone */
+	BAN_MONITOR = 2,     /* count it as banned, and pass it */
+	BAN_TOMBSTONE = 4,   /* free, but entries that were pushed past this bucket lie behind it */
+	BAN_CLASS_SHIFT = 4, /* IPv4: the class in two bits, so that a key means one prefix */
 };
 enum ban_word {
 	BAN_LENGTH_SHIFT = 8,
