@@ -1,0 +1,174 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/levee-xdp/levee/bpf"
+)
+
+// Names of what is measured.
+const (
+	bare  = "bare"
+	field = "field" // LPM trie and LRU hash
+	levee = "levee"
+)
+
+// limits of DESIGN's table of speeds, to the bare program.
+var programBounds = map[string]float64{
+	"one clean source":    3,
+	"random sources":      6,
+	"banned sources":      2.2,
+	"a set of 1M sources": 3.5,
+}
+
+// cases are the sources of the first part.
+func (b *bench) cases(v6 bool) []source {
+	l := b.lists(v6)
+	return []source{
+		{"one clean source", drawFixed, l.clean[:1]},
+		{"random sources", drawRandom, nil},
+		{"banned sources", drawSequence, l.banned},
+		{"a set of 1M sources", drawSequence, l.clean},
+		{"banned, shuffled", drawShuffle, l.banned},
+		{"1M set, shuffled", drawShuffle, l.clean},
+	}
+}
+
+// programs is the first part: ns a packet, beside the bare program and the common way.
+func (b *bench) programs(context.Context) error {
+	b.log("making lists")
+	bans4, bans6 := b.lists(false).bans, b.lists(true).bans
+	b.log("filling tables")
+	sizes := bpf.DefaultSizes()
+	sh, err := newShield(sizes, bans4, bans6)
+	if err != nil {
+		return err
+	}
+	defer sh.close()
+	rivals, err := newRivals(bans4, bans6, sizes.Sources)
+	if err != nil {
+		return err
+	}
+	defer rivals.close()
+	w, err := newWrappers(false)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+
+	type entry struct {
+		source source
+		v6     bool
+		stage  *stage
+		probes map[string]*probe
+	}
+	var entries []entry
+	var probes []*probe
+	for i := range b.cases(false) {
+		for _, v6 := range []bool{false, true} {
+			e := entry{source: b.cases(v6)[i], v6: v6, probes: make(map[string]*probe)}
+			if e.stage, err = sh.newStage(uint32(len(entries))); err != nil {
+				return err
+			}
+			program, err := e.stage.load(bpf.DefaultFeatures())
+			if err != nil {
+				return err
+			}
+			for _, target := range []struct {
+				name    string
+				program *ebpf.Program
+			}{{bare, rivals.bare}, {levee, program}, {field, rivals.field[parts{true, true}]}} {
+				p, err := b.probe(w, target.program, v6, e.source)
+				if err != nil {
+					return err
+				}
+				p.name = target.name
+				e.probes[target.name] = p
+				probes = append(probes, p)
+			}
+			entries = append(entries, e)
+		}
+	}
+	b.log("measuring")
+	if err := b.meter.measure(probes); err != nil {
+		return err
+	}
+	four := make(map[string]figure)
+	for _, e := range entries {
+		floor := figureOf(e.probes[bare].samples)
+		for _, name := range []string{bare, field, levee} {
+			r := row{Part: "program", Case: e.source.name, Family: familyName(e.v6), Subject: name, Unit: "ns",
+				Figure: figureOf(e.probes[name].samples)}
+			if name != bare {
+				r = r.ratio(bare, floor)
+			}
+			if name == levee {
+				if limit := programBounds[e.source.name]; limit > 0 {
+					r = r.atMost(limit)
+				}
+				if r.Note, err = e.stage.shares(); err != nil {
+					return err
+				}
+			}
+			b.report.Rows = append(b.report.Rows, r)
+		}
+		now := row{Part: "program", Case: e.source.name, Family: "ipv6", Subject: levee, Unit: "ns",
+			Figure: figureOf(e.probes[levee].samples)}
+		if e.v6 {
+			b.report.Rows = append(b.report.Rows, now.ratio("ipv4", four[e.source.name]).atMost(1.5))
+		} else {
+			four[e.source.name] = now.Figure
+		}
+	}
+	return nil
+}
+
+// probe puts a program behind a wrapper.
+func (b *bench) probe(w *wrappers, target *ebpf.Program, v6 bool, src source) (*probe, error) {
+	wrapped, err := w.wrap(target, v6, src)
+	if err != nil {
+		return nil, err
+	}
+	packet, _ := newFrame(v6)
+	p := &probe{name: src.name, program: wrapped, packet: packet}
+	switch src.draw {
+	case drawRandom:
+		p.warm = bpf.DefaultSizes().Sources * 3
+	case drawSequence, drawShuffle:
+		p.warm = len(src.addrs)
+	}
+	if b.quick {
+		p.warm = min(p.warm, 1<<17)
+	}
+	return p, nil
+}
+
+// shares says what became of the packets, so that a figure is not of something else.
+func (st *stage) shares() (string, error) {
+	verdicts, err := st.verdicts()
+	if err != nil {
+		return "", err
+	}
+	total := uint64(0)
+	for _, n := range verdicts {
+		total += n
+	}
+	reasons := slices.SortedFunc(maps.Keys(verdicts), func(a, b bpf.Reason) int {
+		return cmp.Compare(verdicts[b], verdicts[a])
+	})
+	var words []string
+	for _, r := range reasons {
+		if share := float64(verdicts[r]) / float64(total); share >= 0.001 {
+			words = append(words, fmt.Sprintf("%s %.1f %%", r, 100*share))
+		}
+	}
+	return strings.Join(words, ", "), nil
+}

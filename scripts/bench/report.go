@@ -1,0 +1,173 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/jedib0t/go-pretty/v6/text"
+)
+
+// row is one figure of the table.
+type row struct {
+	Part    string  `json:"part"`
+	Case    string  `json:"case"`
+	Family  string  `json:"family,omitempty"`
+	Subject string  `json:"subject"`
+	Unit    string  `json:"unit"`
+	Figure  figure  `json:"figure"`
+	Ratio   float64 `json:"ratio,omitempty"`   // the figure to that of Against, in the same case
+	Against string  `json:"against,omitempty"` // whose figure
+	Bound   *bound  `json:"bound,omitempty"`
+	Note    string  `json:"note,omitempty"`
+}
+
+// bound is what must hold of a row's ratio, or of its figure where there is none.
+type bound struct {
+	AtMost  float64 `json:"at_most,omitempty"`
+	AtLeast float64 `json:"at_least,omitempty"`
+	Pass    bool    `json:"pass"`
+}
+
+// report is everything that a run found out.
+type report struct {
+	Machine machine  `json:"machine"`
+	Setup   string   `json:"setup"`
+	Rows    []row    `json:"rows"`
+	Notes   []string `json:"notes,omitempty"` // what was left out, and why
+}
+
+// ratio fills a row's ratio.
+func (r row) ratio(against string, figure figure) row {
+	r.Against = against
+	if figure.Median > 0 {
+		r.Ratio = r.Figure.Median / figure.Median
+	}
+	return r
+}
+
+func (r row) atMost(limit float64) row {
+	r.Bound = &bound{AtMost: limit, Pass: r.judged() <= limit}
+	return r
+}
+
+func (r row) atLeast(limit float64) row {
+	r.Bound = &bound{AtLeast: limit, Pass: r.judged() >= limit}
+	return r
+}
+
+func (r row) judged() float64 {
+	if r.Against != "" {
+		return r.Ratio
+	}
+	return r.Figure.Median
+}
+
+// missed is how many rows are out of their bounds.
+func (r *report) missed() (rows []row) {
+	for _, row := range r.Rows {
+		if row.Bound != nil && !row.Bound.Pass {
+			rows = append(rows, row)
+		}
+	}
+	return rows
+}
+
+func (r *report) print(w io.Writer) {
+	fmt.Fprintf(w, "%s\n%s\n", r.Machine, r.Setup)
+	t := table.NewWriter()
+	t.SetOutputMirror(w)
+	t.SetStyle(table.StyleLight)
+	t.AppendHeader(table.Row{"part", "case", "family", "what", "median", "quartiles", "ratio", "bound", "", "note"})
+	t.SetColumnConfigs([]table.ColumnConfig{
+		{Number: 1, AutoMerge: true}, {Number: 2, AutoMerge: true},
+		{Number: 5, Align: text.AlignRight}, {Number: 6, Align: text.AlignRight}, {Number: 7, Align: text.AlignRight},
+		{Number: 8, Align: text.AlignRight},
+	})
+	last := ""
+	for i, r := range r.Rows {
+		if group := r.Part + r.Case; i > 0 && group != last {
+			t.AppendSeparator()
+		}
+		last = r.Part + r.Case
+		t.AppendRow(table.Row{r.Part, r.Case, r.Family, r.Subject, r.value(), r.spread(), r.ratioText(),
+			r.Bound.text(), r.Bound.verdict(), r.Note})
+	}
+	t.Render()
+	for _, note := range r.Notes {
+		fmt.Fprintln(w, "note:", note)
+	}
+	missed := r.missed()
+	for _, row := range missed {
+		fmt.Fprintf(w, "missed: %s\n", row.words())
+	}
+}
+
+func (r row) words() string {
+	words := strings.Join(strings.Fields(strings.Join([]string{r.Part, r.Case, r.Family, r.Subject}, " ")), " ")
+	return fmt.Sprintf("%s: %s (%s), bound %s", words, r.value(), r.ratioText(), r.Bound.text())
+}
+
+func (r row) value() string { return number(r.Figure.Median) + " " + r.Unit }
+
+func (r row) spread() string {
+	if r.Figure.Low == r.Figure.High {
+		return ""
+	}
+	return number(r.Figure.Low) + " .. " + number(r.Figure.High)
+}
+
+func (r row) ratioText() string {
+	if r.Against == "" {
+		return ""
+	}
+	return fmt.Sprintf("%.2f x %s", r.Ratio, r.Against)
+}
+
+func (b *bound) text() string {
+	switch {
+	case b == nil:
+		return ""
+	case b.AtLeast != 0:
+		return "at least " + number(b.AtLeast)
+	}
+	return "at most " + number(b.AtMost)
+}
+
+func (b *bound) verdict() string {
+	switch {
+	case b == nil:
+		return ""
+	case b.Pass:
+		return "ok"
+	}
+	return "MISSED"
+}
+
+// number writes three digits that matter.
+func number(v float64) string {
+	switch {
+	case v >= 10_000_000:
+		return fmt.Sprintf("%.1fM", v/1e6)
+	case v >= 1_000_000:
+		return fmt.Sprintf("%.2fM", v/1e6)
+	case v >= 10_000:
+		return fmt.Sprintf("%.0fk", v/1e3)
+	case v >= 100:
+		return fmt.Sprintf("%.0f", v)
+	case v >= 10:
+		return fmt.Sprintf("%.1f", v)
+	}
+	return fmt.Sprintf("%.2f", v)
+}
+
+func (r *report) writeJSON(path string) error {
+	b, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode the report: %w", err)
+	}
+	return os.WriteFile(path, append(b, '\n'), 0o644)
+}
