@@ -29,20 +29,11 @@ var lengths6 = []struct{ bits, share int }{
 // have an even one, and so are not banned. IPv6 bans are 2000::/3 with an odd second byte.
 func newLists(v6 bool, bans, addrs int) *lists {
 	random := rand.New(rand.NewPCG(uint64(bans), uint64(addrs)))
-	l := &lists{v6: v6, bans: make([]netip.Prefix, 0, bans)}
+	l := &lists{v6: v6, bans: newBans(random, v6, bans)}
 	table := new(bart.Lite)
-	seen := make(map[netip.Prefix]bool, bans)
-	for len(l.bans) < bans {
-		prefix := randomBan(random, v6, len(l.bans))
-		if seen[prefix] {
-			continue
-		}
-		seen[prefix] = true
+	for _, prefix := range l.bans {
 		table.Insert(prefix)
-		l.bans = append(l.bans, prefix)
 	}
-	random.Shuffle(len(l.bans), func(i, j int) { l.bans[i], l.bans[j] = l.bans[j], l.bans[i] })
-
 	for range addrs {
 		l.banned = append(l.banned, within(random, l.bans[random.IntN(len(l.bans))]))
 	}
@@ -57,6 +48,20 @@ func newLists(v6 bool, bans, addrs int) *lists {
 		l.clean = append(l.clean, addr)
 	}
 	return l
+}
+
+func newBans(random *rand.Rand, v6 bool, count int) []netip.Prefix {
+	bans := make([]netip.Prefix, 0, count)
+	seen := make(map[netip.Prefix]bool, count)
+	for len(bans) < count {
+		prefix := randomBan(random, v6, len(bans))
+		if !seen[prefix] {
+			seen[prefix] = true
+			bans = append(bans, prefix)
+		}
+	}
+	random.Shuffle(count, func(i, j int) { bans[i], bans[j] = bans[j], bans[i] })
+	return bans
 }
 
 // cleanAddr gives an address that may be a client's. One IPv6 client in eight is a neighbour of a

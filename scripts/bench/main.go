@@ -45,6 +45,7 @@ type part struct {
 
 var allParts = []part{
 	{"program", (*bench).programs},
+	{"stages", (*bench).stages},
 }
 
 func main() {

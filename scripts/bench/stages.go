@@ -1,0 +1,369 @@
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/levee-xdp/levee/bpf"
+)
+
+// variant is Levee with something else than usual.
+type variant struct {
+	name    string
+	feature func(*bpf.Features)
+	control func(*bpf.Control)
+	limit   func(*bpf.Limit)
+	allows  int // allow entries
+	frags   bool
+	drop    float64 // what it may cost banned sources, to the usual
+	only    string  // the one case in which it says something
+}
+
+func variants() []variant {
+	return []variant{
+		{name: "all"},
+		{name: "no bans", feature: func(f *bpf.Features) { f.Bans = false }},
+		{name: "no sanity", feature: func(f *bpf.Features) { f.Sanity, f.Martians = false, false }},
+		{name: "no limits", feature: func(f *bpf.Features) { f.Limits = false }},
+		{name: "no events", feature: func(f *bpf.Features) { f.Events = false }},
+		{name: "bans alone", feature: func(f *bpf.Features) { *f = bpf.Features{Bans: true} }},
+		{name: "limits alone", feature: func(f *bpf.Features) { *f = bpf.Features{Limits: true} }},
+		{name: "parse and count", feature: func(f *bpf.Features) { *f = bpf.Features{} }},
+		{name: "multi-buffer", frags: true, feature: func(f *bpf.Features) { f.Frags = true }},
+		{name: "monitor", control: func(c *bpf.Control) { c.Monitor = 1 }, drop: 1.1},
+		{name: "events, budget 0", control: func(c *bpf.Control) { c.EventBudget = 0 }},
+		{name: "events, budget 1M", control: func(c *bpf.Control) { c.EventBudget = 1_000_000 }},
+		{name: "10,000 allows", allows: 10_000},
+		{name: "exact clock", limit: func(l *bpf.Limit) { l.Flags &^= bpf.LimitCoarse }},
+		{name: "packets' threshold alone", limit: func(l *bpf.Limit) {
+			l.Threshold = [6]bpf.Rate{bpf.ThresholdPackets: l.Threshold[bpf.ThresholdPackets]}
+		}},
+		{name: "aggregate of all", limit: func(l *bpf.Limit) {
+			l.Flags |= bpf.LimitAggregate
+			l.Aggregate = rate(clearPackets)
+		}},
+		{name: "over the limit", limit: tight(0)},
+		{name: "in penalty", limit: tight(3600e9), only: oneSource},
+		{name: "newcomers evict", control: func(c *bpf.Control) { c.SourceIdle = 0 }, only: randomSources},
+	}
+}
+
+// tight makes a limit that all but a packet a second breaks.
+func tight(penalty uint64) func(*bpf.Limit) {
+	return func(l *bpf.Limit) {
+		l.Threshold[bpf.ThresholdPackets] = rate(1)
+		l.Penalty = penalty
+	}
+}
+
+// stages is the second part: what each stage costs, and each switch.
+func (b *bench) stages(ctx context.Context) error {
+	if err := b.stageCosts(); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return b.banCounts(ctx)
+}
+
+// stageCase is one kind of sources, with tables of its own that all variants share.
+type stageCase struct {
+	source source
+	v6     bool
+	probes []*probe // by variant
+	field  map[parts]*probe
+}
+
+func (b *bench) stageCosts() error {
+	bans4, bans6 := b.lists(false).bans, b.lists(true).bans
+	sizes := bpf.DefaultSizes()
+	sh, err := newShield(sizes, bans4, bans6)
+	if err != nil {
+		return err
+	}
+	defer sh.close()
+	rivals, err := newRivals(bans4, bans6, sizes.Sources)
+	if err != nil {
+		return err
+	}
+	defer rivals.close()
+	var wrap [2]*wrappers // plain, and with multi-buffer packets
+	for i := range wrap {
+		if wrap[i], err = newWrappers(i == 1); err != nil {
+			return err
+		}
+		defer wrap[i].close()
+	}
+
+	all := variants()
+	var cases []*stageCase
+	var probes []*probe
+	for i, name := range []string{oneSource, randomSources, bannedSources + inOrder, manySources + inOrder} {
+		for _, v6 := range []bool{false, true} {
+			c := &stageCase{v6: v6, field: make(map[parts]*probe)}
+			for _, c.source = range b.cases(v6) {
+				if c.source.name == name {
+					break
+				}
+			}
+			st, err := sh.newStage(uint32(len(cases)))
+			if err != nil {
+				return err
+			}
+			for _, v := range all {
+				if v.only != "" && v.only != name {
+					c.probes = append(c.probes, nil)
+					continue
+				}
+				p, err := b.variantProbe(wrap, st, v, c)
+				if err != nil {
+					return fmt.Errorf("%s: %w", v.name, err)
+				}
+				c.probes = append(c.probes, p)
+				probes = append(probes, p)
+				if i == 0 && !v6 {
+					if err := b.verifierRow(v, st); err != nil {
+						return err
+					}
+				}
+			}
+			for p, program := range rivals.field {
+				if c.field[p], err = b.probe(wrap[0], program, v6, c.source); err != nil {
+					return err
+				}
+				probes = append(probes, c.field[p])
+			}
+			cases = append(cases, c)
+		}
+	}
+	b.log("measuring %d variants", len(probes))
+	if err := b.meter.measure(probes); err != nil {
+		return err
+	}
+	for _, c := range cases {
+		b.stageRows(all, c)
+	}
+	return nil
+}
+
+// variantProbe loads a variant and sets its switches before each sample.
+func (b *bench) variantProbe(wrap [2]*wrappers, st *stage, v variant, c *stageCase) (*probe, error) {
+	features := bpf.DefaultFeatures()
+	if v.feature != nil {
+		v.feature(&features)
+	}
+	if v.allows > 0 {
+		m, err := st.shield.newAllows(v.allows)
+		if err != nil {
+			return nil, err
+		}
+		st = &stage{shield: st.shield, slot: st.slot, maps: maps.Clone(st.maps)}
+		st.maps[bpf.LeveeMapAllows] = m
+	}
+	program, err := st.load(features)
+	if err != nil {
+		return nil, err
+	}
+	w := wrap[0]
+	if v.frags {
+		w = wrap[1]
+	}
+	p, err := b.probe(w, program, c.v6, c.source)
+	if err != nil {
+		return nil, err
+	}
+	p.name = v.name
+	if len(c.probes) > 0 {
+		p.warm = 0 // the first variant has filled the tables
+	}
+	p.before = func() error {
+		control, limit := st.shield.control, clearLimit()
+		if v.control != nil {
+			v.control(&control)
+		}
+		if v.limit != nil {
+			v.limit(&limit)
+		}
+		if err := st.shield.set(control); err != nil {
+			return err
+		}
+		return st.shield.setLimit(limit)
+	}
+	return p, nil
+}
+
+// stageRows compares a case's variants with the usual, and the decisions with the common way's.
+func (b *bench) stageRows(all []variant, c *stageCase) {
+	usual := figureOf(c.probes[0].samples)
+	byName := make(map[string]float64)
+	base := row{Part: "stages", Case: c.source.name, Family: familyName(c.v6), Unit: "ns"}
+	for i, v := range all {
+		if c.probes[i] == nil {
+			continue
+		}
+		r := base
+		r.Subject, r.Figure = v.name, figureOf(c.probes[i].samples)
+		byName[v.name] = r.Figure.Median
+		if i > 0 {
+			r = r.ratio("all", usual)
+			if v.drop > 0 && c.source.name == bannedSources+inOrder {
+				r = r.atMost(v.drop)
+			}
+		}
+		b.report.Rows = append(b.report.Rows, r)
+	}
+	none := figureOf(c.field[parts{}].samples).Median
+	cost := func(subject string, mine, theirs, limit float64) {
+		r := base
+		r.Subject, r.Figure, r.Against = subject, figure{mine, mine, mine}, "field"
+		r.Note = fmt.Sprintf("field %s ns", number(theirs))
+		r.Ratio = mine / theirs
+		b.report.Rows = append(b.report.Rows, r.atMost(limit))
+	}
+	if c.source.name != oneSource {
+		theirs := figureOf(c.field[parts{bans: true}].samples).Median - none
+		cost("the ban decision", byName["bans alone"]-byName["parse and count"], theirs, 0.1)
+	}
+	if c.source.name == randomSources {
+		theirs := figureOf(c.field[parts{limits: true}].samples).Median - none
+		cost("the limit", byName["limits alone"]-byName["parse and count"], theirs, 0.5)
+	}
+	if c.source.name == bannedSources+inOrder {
+		r := base
+		r.Subject, r.Figure = "events, budget 100", usual
+		without := figureOf(c.probes[indexOf(all, "no events")].samples)
+		b.report.Rows = append(b.report.Rows, r.ratio("no events", without).atMost(1.1))
+	}
+}
+
+func indexOf(all []variant, name string) int {
+	for i, v := range all {
+		if v.name == name {
+			return i
+		}
+	}
+	return -1
+}
+
+// verifierRow says how many instructions the verifier walked for a variant's program.
+func (b *bench) verifierRow(v variant, st *stage) error {
+	if v.feature == nil && v.name != "all" {
+		return nil
+	}
+	features := bpf.DefaultFeatures()
+	if v.feature != nil {
+		v.feature(&features)
+	}
+	program, err := st.load(features)
+	if err != nil {
+		return err
+	}
+	info, err := program.Info()
+	if err != nil {
+		return fmt.Errorf("read the program's info: %w", err)
+	}
+	walked, _ := info.VerifiedInstructions()
+	size, _ := info.JitedSize()
+	b.report.Rows = append(b.report.Rows, row{Part: "stages", Case: "verifier", Subject: v.name, Unit: "insns",
+		Figure: figure{float64(walked), float64(walked), float64(walked)}, Note: fmt.Sprintf("%d bytes of machine code", size)})
+	return nil
+}
+
+// banCounts measures clean sources beside more and more bans.
+func (b *bench) banCounts(ctx context.Context) error {
+	counts := []int{1000, 100_000, 1_000_000, 4_000_000}
+	if b.quick {
+		counts = []int{1000, 10_000, 50_000}
+	}
+	b.log("tables of %d bans", counts)
+	w, err := newWrappers(false)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	clean := b.cases(false)[len(b.cases(false))-1]
+	type entry struct {
+		count  int
+		probes []*probe
+	}
+	var entries []entry
+	var probes []*probe
+	sources := []source{clean, {name: randomSources, draw: drawRandom}}
+	for _, count := range counts {
+		sizes := bpf.DefaultSizes()
+		sizes.Ban4Entries = max(sizes.Ban4Entries, count)
+		bans := newBans(rand.New(rand.NewPCG(uint64(count), 0)), false, count)
+		sh, err := newShield(sizes, bans)
+		if err != nil {
+			return err
+		}
+		defer sh.close()
+		e := entry{count: count}
+		for i, src := range sources {
+			st, err := sh.newStage(uint32(i))
+			if err != nil {
+				return err
+			}
+			program, err := st.load(bpf.DefaultFeatures())
+			if err != nil {
+				return err
+			}
+			p, err := b.probe(w, program, false, src)
+			if err != nil {
+				return err
+			}
+			e.probes = append(e.probes, p)
+			probes = append(probes, p)
+		}
+		entries = append(entries, e)
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+	}
+	if err := b.meter.measure(probes); err != nil {
+		return err
+	}
+	for i, src := range sources {
+		least := figureOf(entries[0].probes[i].samples)
+		for _, e := range entries {
+			r := row{Part: "stages", Case: "bans, " + src.name, Family: "ipv4",
+				Subject: fmt.Sprintf("%d bans", e.count), Unit: "ns", Figure: figureOf(e.probes[i].samples)}
+			if e.count != counts[0] {
+				r = r.ratio("1000 bans", least).atMost(1.5)
+			}
+			b.report.Rows = append(b.report.Rows, r)
+		}
+	}
+	return nil
+}
+
+// newAllows makes a trie with so many allow entries; they lie in 10/8, where no source is.
+func (s *shield) newAllows(count int) (*ebpf.Map, error) {
+	spec, err := bpf.LoadLevee()
+	if err != nil {
+		return nil, err
+	}
+	if err := s.sizes.Apply(spec); err != nil {
+		return nil, err
+	}
+	m, err := ebpf.NewMap(spec.Maps[bpf.LeveeMapAllows])
+	if err != nil {
+		return nil, fmt.Errorf("create allow entries: %w", err)
+	}
+	s.closers = append(s.closers, m)
+	for i := range count {
+		key := bpf.PrefixKey{Length: 128}
+		key.Addr[10], key.Addr[11], key.Addr[12] = 0xFF, 0xFF, 10
+		binary.BigEndian.PutUint16(key.Addr[13:], uint16(i))
+		if err := m.Put(key, bpf.Allow{Expires: bpf.Forever}); err != nil {
+			return nil, fmt.Errorf("add an allow entry: %w", err)
+		}
+	}
+	return m, nil
+}
