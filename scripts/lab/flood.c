@@ -1,0 +1,198 @@
+//go:build ignore
+
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/*
+ * The flood: run by BPF_PROG_TEST_RUN with live frames, it gives each frame a source of its own
+ * and sends it out of an interface. A frame comes back from the kernel's page pool as the stack
+ * left it, so every field that changes is written each time, and the checksums are made anew from
+ * sums over the rest of the frame that were taken once, in user space.
+ */
+#include "kernel.h"
+
+static __u32 (*const bpf_get_prandom_u32)(void) = (void *)7;
+static long (*const bpf_redirect)(__u32 ifindex, __u64 flags) = (void *)23;
+
+enum {
+	ETH_LENGTH = 14,
+	MAX_SOURCES = 65536,
+	TRIES = 8, /* for a random IPv4 address that can be someone's */
+};
+
+/* Where the frame goes, how long it is, and which fields of it change. An offset of 0: none. */
+volatile const __u32 cfg_ifindex = 0;
+volatile const __u32 cfg_length = 64;
+volatile const bool cfg_ipv6 = false;
+volatile const __u32 cfg_sources = 1; /* how many of `sources` take part; 0: random addresses */
+volatile const __u32 cfg_port_offset = 0; /* source port */
+volatile const __u32 cfg_id_offset = 0; /* a fragment's identification */
+volatile const __u32 cfg_check_offset = 0; /* the transport's checksum */
+volatile const bool cfg_pseudo = true; /* … and it covers the addresses (not so in ICMP for IPv4) */
+
+/*
+ * The pace. One run takes tens of milliseconds to begin and to end, so a flood is one run that
+ * keeps time by itself: a frame that would come too early is dropped before it is sent.
+ */
+volatile const __u64 cfg_gap = 0; /* ns between two frames */
+volatile const __u64 cfg_lag = 250000; /* ns by which it may be late and still catch up */
+__u64 start = 0; /* CLOCK_MONOTONIC ns; nothing is sent before. Written by user space */
+__u64 stop = 0; /* … nothing is sent after */
+__u64 due = 0; /* the next frame's time. Like `sent`, written by the one CPU that runs this */
+__u64 sent = 0;
+
+static __always_inline bool in_time(void)
+{
+	__u64 now = bpf_ktime_get_ns();
+
+	if (now < READ_ONCE(start) || now > READ_ONCE(stop) || now < due)
+		return false;
+	if (due + cfg_lag < now)
+		due = now;
+	due += cfg_gap;
+	sent++;
+	return true;
+}
+
+/* Sums (RFC 1071) of what does not change: the IPv4 header, the transport with its pseudo header. */
+volatile const __u32 cfg_header_sum = 0;
+volatile const __u32 cfg_transport_sum = 0;
+
+union address { /* network order; IPv4 in the first four bytes */
+	__u32 dword[4];
+	__u16 word[8];
+	__u8 byte[16];
+};
+
+/* Key: 0…cfg_sources-1. Written by user space before the program runs. 16 bytes an entry. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_SOURCES);
+	__type(key, __u32);
+	__type(value, union address);
+} sources SEC(".maps");
+
+static __always_inline __u16 fold(__u32 sum)
+{
+	sum = (sum & 0xFFFF) + (sum >> 16);
+	sum = (sum & 0xFFFF) + (sum >> 16);
+	return sum;
+}
+
+/* Any IPv4 address but those of 0/8, 10/8, 127/8, multicast and above; any of 2000::/3. */
+static __always_inline void random_address(union address *addr)
+{
+	if (cfg_ipv6) {
+		for (int i = 0; i < 4; i++)
+			addr->dword[i] = bpf_get_prandom_u32();
+		addr->byte[0] = (addr->byte[0] & ~0xE0) | 0x20;
+		return;
+	}
+	for (int i = 0; i < TRIES; i++) {
+		__u8 first;
+
+		addr->dword[0] = bpf_get_prandom_u32();
+		first = addr->byte[0];
+		if (first && first != 10 && first != 127 && first < 224)
+			return;
+	}
+	addr->dword[0] = 0x01010101;
+}
+
+SEC("xdp")
+int flood(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data;
+	void *data_end = (void *)(long)ctx->data_end;
+	union address random = {}, *addr = &random;
+	__u32 sum = 0, key, bits;
+	__u16 *src;
+
+	if (!in_time())
+		return XDP_DROP;
+	if (data + cfg_length > data_end)
+		return XDP_ABORTED;
+	bits = bpf_get_prandom_u32();
+
+	if (cfg_sources) {
+		key = cfg_sources > 1 ? bpf_get_prandom_u32() % cfg_sources : 0;
+		addr = bpf_map_lookup_elem(&sources, &key);
+		if (!addr)
+			return XDP_ABORTED;
+	} else {
+		random_address(addr);
+	}
+
+	if (cfg_ipv6) {
+		src = data + ETH_LENGTH + 8;
+		for (int i = 0; i < 8; i++) {
+			src[i] = addr->word[i];
+			sum += addr->word[i];
+		}
+		if (cfg_id_offset)
+			*(__u32 *)(data + cfg_id_offset) = bits;
+	} else {
+		__u16 id = 0;
+
+		src = data + ETH_LENGTH + 12;
+		for (int i = 0; i < 2; i++) {
+			src[i] = addr->word[i];
+			sum += addr->word[i];
+		}
+		if (cfg_id_offset) {
+			id = bits;
+			*(__u16 *)(data + cfg_id_offset) = id;
+		}
+		*(__u16 *)(data + ETH_LENGTH + 10) = ~fold(cfg_header_sum + sum + id);
+	}
+
+	if (!cfg_pseudo)
+		sum = 0;
+	if (cfg_port_offset) {
+		__u16 port = bits >> 16 | cpu_to_be16(0x8000); /* above the well-known ones */
+
+		*(__u16 *)(data + cfg_port_offset) = port;
+		sum += port;
+	}
+	if (cfg_check_offset)
+		*(__u16 *)(data + cfg_check_offset) = ~fold(cfg_transport_sum + sum);
+	return bpf_redirect(cfg_ifindex, 0);
+}
+
+/*
+ * The far end's sink: the internet swallows what the server sends to addresses that nobody has.
+ * What is for the client's own addresses goes up, and so does neither-IPv4-nor-IPv6 and neighbour
+ * discovery (to fe80::/10, ff00::/8 or the gateway).
+ */
+volatile const __be32 cfg_mine4[2] = {};
+volatile const __u64 cfg_mine6[2] = {}; /* first halves, network order */
+
+SEC("xdp")
+int sink(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data;
+	void *data_end = (void *)(long)ctx->data_end;
+	struct ethhdr *eth = data;
+	struct iphdr *ip4 = data + ETH_LENGTH;
+	struct ipv6hdr *ip6 = data + ETH_LENGTH;
+
+	if ((void *)(eth + 1) > data_end)
+		return XDP_PASS;
+	if (eth->proto == cpu_to_be16(ETH_P_IP)) {
+		if ((void *)(ip4 + 1) > data_end)
+			return XDP_PASS;
+		return ip4->daddr == cfg_mine4[0] || ip4->daddr == cfg_mine4[1] ? XDP_PASS : XDP_DROP;
+	}
+	if (eth->proto == cpu_to_be16(ETH_P_IPV6)) {
+		__u8 first;
+
+		if ((void *)(ip6 + 1) > data_end)
+			return XDP_PASS;
+		first = ip6->daddr[0];
+		return first >= 0xFE || ip6->daddr[0] == cfg_mine6[0] ||
+				       ip6->daddr[0] == cfg_mine6[1] ?
+			       XDP_PASS :
+			       XDP_DROP;
+	}
+	return XDP_PASS;
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

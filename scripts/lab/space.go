@@ -1,0 +1,133 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"runtime"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// space is a part of the lab's world: a network namespace, with file systems of its own for /sys,
+// bpffs and /run. It belongs to one locked thread and has no name, so it ends when that thread and
+// the processes that were started from it have ended, however they end.
+type space struct {
+	name  string
+	calls chan func()
+}
+
+// newSpace makes a namespace whose thread, and whatever is started from it, runs on the given CPU.
+func newSpace(name string, cpu int) (*space, error) {
+	s := &space{name: name, calls: make(chan func())}
+	ready := make(chan error)
+	go func() {
+		// Never unlocked: the thread is not fit for other goroutines, and ends with the space.
+		runtime.LockOSThread()
+		err := s.enter(cpu)
+		ready <- err
+		if err != nil {
+			return
+		}
+		for call := range s.calls {
+			call()
+		}
+	}()
+	if err := <-ready; err != nil {
+		return nil, fmt.Errorf("make namespace %s: %w", name, err)
+	}
+	return s, nil
+}
+
+func (s *space) enter(cpu int) error {
+	if err := unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("unshare: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	for _, m := range []struct{ fs, path, data string }{
+		{"sysfs", "/sys", ""}, // that of this network
+		{"bpf", "/sys/fs/bpf", "mode=0700"},
+		{"tmpfs", "/run", "mode=0755,size=256m"},
+	} {
+		if err := unix.Mount(m.fs, m.path, m.fs, unix.MS_NOSUID|unix.MS_NODEV, m.data); err != nil {
+			return fmt.Errorf("mount %s on %s: %w", m.fs, m.path, err)
+		}
+	}
+	return pin(0, cpu)
+}
+
+// do runs a function on the space's thread.
+func (s *space) do(f func() error) error {
+	done := make(chan error, 1)
+	s.calls <- func() { done <- f() }
+	return <-done
+}
+
+// handle opens a descriptor of the network namespace.
+func (s *space) handle() (*os.File, error) {
+	var file *os.File
+	err := s.do(func() (err error) {
+		file, err = os.Open("/proc/thread-self/ns/net")
+		return err
+	})
+	return file, err
+}
+
+// netns is the inode of the calling thread's network namespace.
+func netns() (uint64, error) {
+	var st unix.Stat_t
+	if err := unix.Stat("/proc/thread-self/ns/net", &st); err != nil {
+		return 0, fmt.Errorf("which network namespace this is: %w", err)
+	}
+	return st.Ino, nil
+}
+
+// dial connects from within the space. Addresses must be literal: a resolver would leave the thread.
+func (s *space) dial(network, address string) (conn net.Conn, err error) {
+	err = s.do(func() error {
+		conn, err = net.Dial(network, address)
+		return err
+	})
+	return conn, err
+}
+
+// close ends the space once the processes in it have ended.
+func (s *space) close() { close(s.calls) }
+
+// childAttr makes a process end with the space that it was started from.
+func childAttr() *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+}
+
+// pin binds a thread or a process (0: the calling thread) to a CPU.
+func pin(pid, cpu int) error {
+	var set unix.CPUSet
+	set.Set(cpu)
+	if err := unix.SchedSetaffinity(pid, &set); err != nil {
+		return fmt.Errorf("bind to CPU %d: %w", cpu, err)
+	}
+	return nil
+}
+
+// cpus picks one CPU for the shielded host and one for the rest of the world; they are the same
+// where there is only one.
+func cpus() (host, world int, err error) {
+	var set unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &set); err != nil {
+		return 0, 0, fmt.Errorf("which CPUs are ours: %w", err)
+	}
+	var ours []int
+	for cpu := range len(set) * 64 {
+		if set.IsSet(cpu) {
+			ours = append(ours, cpu)
+		}
+	}
+	if len(ours) == 0 {
+		return 0, 0, errors.New("which CPUs are ours: none")
+	}
+	return ours[0], ours[min(1, len(ours)-1)], nil
+}
