@@ -223,6 +223,10 @@ func attachError(dev *device, mode Mode, why string, err error) error {
 	if errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("attach interface %s: %w", dev.name, ErrNoInterface)
 	}
+	var errno unix.Errno
+	if errors.As(err, &errno) {
+		err = errno // the library's words add nothing
+	}
 	if why != "" {
 		return fmt.Errorf("attach %s in %s mode: %s: %w", dev.name, mode, why, err)
 	}
@@ -262,7 +266,11 @@ func refusal(dev *device, err error, frags bool) string {
 	}
 	var errno unix.Errno
 	if errors.As(err, &errno) {
-		words += " (" + unix.ErrnoName(errno) + ")"
+		name := unix.ErrnoName(errno)
+		if errno == unix.EOPNOTSUPP {
+			name = "EOPNOTSUPP" // not ENOTSUP, its twin: people search for what the kernel's source says
+		}
+		words += " (" + name + ")"
 	}
 	return words
 }
@@ -285,10 +293,11 @@ func (s *Set) attachments() ([]Attachment, error) {
 			continue
 		}
 		a := Attachment{Name: slotName(e), Slot: uint32(i)}
-		a.Why = s.why[a.Name]
+		why, known := s.why[a.Name]
+		a.Why = why
 		if l := live[a.Name]; l != nil {
 			a.Ifindex, a.Mode, a.LinkID, a.ProgramID = l.device.index, l.device.mode(), l.id, l.program
-			if a.Mode == ModeGeneric && a.Why == "" && s.modes[a.Name] != ModeGeneric {
+			if a.Mode == ModeGeneric && !known {
 				a.Why = "it was attached so before this process started"
 			}
 			if a.ProgramTag, err = programTag(l.program); err != nil {

@@ -28,6 +28,8 @@ type device struct {
 	mtu      int
 	kind     string // "device", "veth", "vlan", …
 	loopback bool
+	up       bool
+	master   int    // index of the bridge or bond that it belongs to, or 0
 	attached uint32 // 0: no XDP program, else one of xdpAttached…
 	program  ebpf.ProgramID
 }
@@ -78,6 +80,8 @@ func newDevice(l netlink.Link) *device {
 		mtu:      a.MTU,
 		kind:     l.Type(),
 		loopback: a.Flags&net.FlagLoopback != 0,
+		up:       a.Flags&net.FlagUp != 0,
+		master:   a.MasterIndex,
 	}
 	if a.Xdp != nil && a.Xdp.Attached {
 		d.attached = a.Xdp.AttachMode

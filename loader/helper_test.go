@@ -34,7 +34,6 @@ type lab struct {
 	root string
 	lock string
 	ns   netns.NsHandle
-	logs *bytes.Buffer
 }
 
 // newLab moves the test's thread into a new network namespace. The thread ends with the test.
@@ -176,32 +175,47 @@ var (
 	martian = netip.MustParseAddr("127.0.0.9") // dropped whatever the tables hold
 )
 
-// send sends n frames through the peer of a shielded interface.
-func (l *lab) send(name string, src netip.Addr, n int) {
+func (l *lab) sendFrame(name string, b []byte) {
 	l.Helper()
 	peer, err := netlink.LinkByName(name + "p")
 	must(l, err)
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 	must(l, err)
 	defer unix.Close(fd)
+	must(l, unix.Sendto(fd, b, 0, &unix.SockaddrLinklayer{Ifindex: peer.Attrs().Index, Halen: 6}))
+}
+
+// send sends n frames through the peer of a shielded interface.
+func (l *lab) send(name string, src netip.Addr, n int) {
+	l.Helper()
 	for range n {
-		must(l, unix.Sendto(fd, frame(src), 0, &unix.SockaddrLinklayer{Ifindex: peer.Attrs().Index, Halen: 6}))
+		l.sendFrame(name, frame(src))
 	}
 }
 
 // packets reads a counter of a slot, through the pins, whether a set is open or not.
 func (l *lab) packets(slot uint32, reason bpf.Reason) uint64 {
 	l.Helper()
+	return l.counter(slot, reason).Packets
+}
+
+func (l *lab) bytes(slot uint32, reason bpf.Reason) uint64 {
+	l.Helper()
+	return l.counter(slot, reason).Bytes
+}
+
+func (l *lab) counter(slot uint32, reason bpf.Reason) (sum bpf.Counter) {
+	l.Helper()
 	m, err := ebpf.LoadPinnedMap(mapPin(pins(l.root).set(), bpf.LeveeMapCounters), nil)
 	must(l, err)
 	defer m.Close()
-	var sum uint64
 	for monitored := range uint32(2) {
 		var cpus []bpf.Counter
 		index := ((slot*uint32(bpf.ReasonMax)+uint32(reason))*uint32(bpf.FamilyMax)+uint32(bpf.FamilyIPv4))*2 + monitored
 		must(l, m.Lookup(index, &cpus))
 		for _, c := range cpus {
-			sum += c.Packets
+			sum.Packets += c.Packets
+			sum.Bytes += c.Bytes
 		}
 	}
 	return sum

@@ -97,11 +97,11 @@ func DetachInterface(root, name string) error {
 	if err := checkName(name); err != nil {
 		return err
 	}
-	found, err := p.unlink(pinName(name))
+	freed, err := p.freeSlots(func(n string) bool { return n == name })
 	if err != nil {
 		return fmt.Errorf("detach %s: %w", name, err)
 	}
-	freed, err := p.freeSlots(func(n string) bool { return n == name })
+	found, err := p.unlink(pinName(name))
 	if err != nil {
 		return fmt.Errorf("detach %s: %w", name, err)
 	}
@@ -111,7 +111,8 @@ func DetachInterface(root, name string) error {
 	return nil
 }
 
-// freeSlots frees slots in every set, so that a daemon that still runs does not attach again.
+// freeSlots frees slots in every set. It comes before the links go, so that a daemon that still runs
+// does not find an interface that is wanted and not attached.
 func (p pins) freeSlots(which func(name string) bool) (freed bool, err error) {
 	dirs, err := p.sets()
 	if err != nil {

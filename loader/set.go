@@ -99,6 +99,9 @@ func Open(c Config) (_ *Set, err error) {
 			s.mapIDs = append(s.mapIDs, id)
 		}
 	}
+	if err := s.takeOver(); err != nil {
+		return nil, err
+	}
 	return s, nil
 }
 

@@ -27,8 +27,10 @@ func TestOpenCreatesThenAdopts(t *testing.T) {
 	if adopted, why := s.Adopted(); adopted || why != "no set was pinned" {
 		t.Errorf("adopted %v, %q", adopted, why)
 	}
-	if got, want := len(s.Maps()), 27; got != want {
-		t.Errorf("%d maps, want %d", got, want)
+	for _, name := range []string{bpf.LeveeMapControls, bpf.LeveeMapBan4Table, bpf.LeveeMapEvents, bpf.LeveeMapMeta} {
+		if s.Maps()[name] == nil {
+			t.Errorf("map %s is missing", name)
+		}
 	}
 	ids := map[string]ebpf.MapID{}
 	for name, m := range s.Maps() {

@@ -56,9 +56,8 @@ func (p pins) inspect(pin string) (*pinned, error) {
 // are gone, follows those that were renamed, and notes who is attached and how. It attaches nothing.
 // It returns what is attached, by the interfaces' names of now.
 func (s *Set) settle() (map[string]*pinned, *slots, error) {
-	table, err := readSlots(s.maps[bpf.LeveeMapInterfaces])
-	if err != nil {
-		return nil, nil, err
+	if s.maps == nil {
+		return nil, nil, fmt.Errorf("the set: %w", os.ErrClosed)
 	}
 	names, err := s.pins.linkPins()
 	if err != nil {
@@ -77,7 +76,7 @@ func (s *Set) settle() (map[string]*pinned, *slots, error) {
 			if err := os.Remove(s.pins.link(pin)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return nil, nil, fmt.Errorf("remove a stale pin: %w", err)
 			}
-			s.log.Warn("a shielded interface is gone; it is shielded again when it returns", "interface", ifaceName(pin))
+			s.log.Warn("a shield has gone with its interface, or was detached by hand; it comes back with the interface", "interface", ifaceName(pin))
 			continue
 		case k.device == nil: // taken to another namespace, shield and all
 			continue
@@ -86,6 +85,12 @@ func (s *Set) settle() (map[string]*pinned, *slots, error) {
 		if pin != pinName(k.device.name) {
 			moved = append(moved, k)
 		}
+	}
+	// Read after the links, and freed before them by DetachInterface: a slot that is freed beside
+	// this process does not come back.
+	table, err := readSlots(s.maps[bpf.LeveeMapInterfaces])
+	if err != nil {
+		return nil, nil, err
 	}
 	if len(moved) > 0 {
 		if err := s.follow(moved, table); err != nil {
@@ -166,16 +171,8 @@ func (p pins) moveLink(from, to string) error {
 	return os.Rename(p.link(from), p.link(to))
 }
 
-// note writes to the slots who is attached and how, and gives one to a link that has none.
+// note writes to the slots who is attached and how.
 func (s *Set) note(live map[string]*pinned, table *slots) error {
-	for name, k := range live {
-		if table.find(name) >= 0 {
-			continue
-		}
-		if _, _, err := table.claim(name, k.device.index, s.maps[bpf.LeveeMapCounters]); err != nil {
-			return fmt.Errorf("note interface %s: %w", name, err)
-		}
-	}
 	for i, e := range table.entry {
 		if e.Ifindex == 0 {
 			continue
@@ -189,4 +186,21 @@ func (s *Set) note(live map[string]*pinned, table *slots) error {
 		}
 	}
 	return nil
+}
+
+// takeOver gives a slot to each link that has none: those that a set of another schema left.
+func (s *Set) takeOver() error {
+	live, table, err := s.settle()
+	if err != nil {
+		return err
+	}
+	for name, k := range live {
+		if table.find(name) >= 0 {
+			continue
+		}
+		if _, _, err := table.claim(name, k.device.index, s.maps[bpf.LeveeMapCounters]); err != nil {
+			return fmt.Errorf("take interface %s over: %w", name, err)
+		}
+	}
+	return s.note(live, table)
 }

@@ -93,7 +93,11 @@ func closeChanges(changes []*change) {
 // changes loads a new program for every interface that needs one.
 func (s *Set) changes(live map[string]*pinned, table *slots) (changes []*change, err error) {
 	for name, k := range live {
-		spec, err := s.specialise(table.find(name), k.device.loopback)
+		slot := table.find(name)
+		if slot < 0 {
+			continue // it is being detached beside this process
+		}
+		spec, err := s.specialise(slot, k.device.loopback)
 		if err != nil {
 			return changes, fmt.Errorf("upgrade %s: %w", name, err)
 		}

@@ -137,7 +137,11 @@ func (s *Set) tryAttach(name string, mode Mode, now time.Time) {
 	}
 	err = s.attach(name, mode)
 	if err == nil {
-		s.log.Info("an interface is here; it is shielded", "interface", name, "not_native", s.why[name])
+		log := s.log.With("interface", name)
+		if why := s.why[name]; why != "" {
+			log = log.With("not_native", why)
+		}
+		log.Info("an interface is here; it is shielded")
 		return
 	}
 	s.why[name] = err.Error()

@@ -1,0 +1,140 @@
+package loader
+
+import (
+	"errors"
+	"os"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// fine is a host that lacks nothing.
+func fine() host {
+	return host{
+		capabilities: func() (uint64, error) { return 1<<39 | 1<<38 | 1<<12, nil },
+		release:      func() (string, error) { return "6.12.1-generic", nil },
+		statfs:       func(string) (unix.Statfs_t, error) { return unix.Statfs_t{Type: unix.BPF_FS_MAGIC}, nil },
+		program:      func() error { return nil },
+		jit:          func() (string, error) { return "1", nil },
+		memlock:      func() error { return nil },
+		frags:        func() bool { return true },
+		v4:           func() bool { return true },
+	}
+}
+
+func TestProbe(t *testing.T) {
+	if r := probe(DefaultRoot, fine()); len(r.Findings) != 0 || r.Err() != nil || r.Kernel != "6.12.1-generic" {
+		t.Errorf("a fine host: %+v", r)
+	}
+	caps := func(c uint64) func(*host) {
+		return func(h *host) { h.capabilities = func() (uint64, error) { return c, nil } }
+	}
+	program := func(err error) func(*host) {
+		return func(h *host) { h.program = func() error { return err } }
+	}
+	release := func(r string) func(*host) {
+		return func(h *host) { h.release = func() (string, error) { return r, nil } }
+	}
+	statfs := func(st unix.Statfs_t) func(*host) {
+		return func(h *host) { h.statfs = func(string) (unix.Statfs_t, error) { return st, nil } }
+	}
+	for _, c := range []struct {
+		name     string
+		but      func(*host)
+		severity Severity
+		words    []string
+	}{
+		{"unprivileged", caps(0), Fatal, []string{"privileges:", "CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON", "run it as root", "AmbientCapabilities"}},
+		{"no net admin", caps(1 << capSysAdmin), Fatal, []string{"CAP_NET_ADMIN"}},
+		{"old kernel", release("5.10.0-28-amd64"), Fatal, []string{"5.10.0-28-amd64", "needs 5.15"}},
+		{"older kernel", release("4.19.0"), Fatal, []string{"needs 5.15"}},
+		{"seccomp", program(unix.EPERM), Fatal, []string{"SystemCallFilter", "lockdown"}},
+		{"no bpf", program(unix.ENOSYS), Fatal, []string{"no bpf system call"}},
+		{"no xdp", program(errors.New("odd")), Fatal, []string{"no XDP program", "odd"}},
+		{"no bpffs", statfs(unix.Statfs_t{Type: unix.SYSFS_MAGIC}), Fatal, []string{"no bpf filesystem at /sys/fs/bpf/levee", "mount -t bpf bpf /sys/fs/bpf"}},
+		{"read-only bpffs", statfs(unix.Statfs_t{Type: unix.BPF_FS_MAGIC, Flags: unix.ST_RDONLY}), Fatal, []string{"read-only", "ProtectKernelTunables"}},
+		{"no jit", func(h *host) { h.jit = func() (string, error) { return "0", nil } }, Warning, []string{"sysctl -w net.core.bpf_jit_enable=1"}},
+		{"memlock", func(h *host) { h.memlock = func() error { return unix.EPERM } }, Fatal, []string{"LimitMEMLOCK=infinity"}},
+		{"no frags", func(h *host) { h.frags = func() bool { return false } }, Warning, []string{"several buffers", "5.18"}},
+		{"no v4", func(h *host) { h.v4 = func() bool { return false } }, Note, []string{"version 4"}},
+	} {
+		h := fine()
+		c.but(&h)
+		r := probe(DefaultRoot, h)
+		if len(r.Findings) != 1 || r.Findings[0].Severity != c.severity {
+			t.Errorf("%s: %v", c.name, r.Findings)
+			continue
+		}
+		for _, word := range c.words {
+			if !strings.Contains(r.Findings[0].String(), word) {
+				t.Errorf("%s: %q is not in: %s", c.name, word, r.Findings[0])
+			}
+		}
+		if err := r.Err(); (err != nil) != (c.severity == Fatal) {
+			t.Errorf("%s: error %v", c.name, err)
+		}
+	}
+	h := fine()
+	caps(1<<capSysAdmin | 1<<12)(&h)
+	if r := probe(DefaultRoot, h); len(r.Findings) != 0 {
+		t.Errorf("CAP_SYS_ADMIN of old is enough: %v", r.Findings)
+	}
+}
+
+func TestProbeThisHost(t *testing.T) {
+	if os.Geteuid() != 0 {
+		if Probe("").Err() == nil {
+			t.Error("an unprivileged process lacks nothing")
+		}
+		t.Skip("needs root")
+	}
+	r := Probe("")
+	if err := r.Err(); err != nil {
+		t.Error(err)
+	}
+	if r.Kernel == "" {
+		t.Error("no kernel")
+	}
+}
+
+func TestProbeInterface(t *testing.T) {
+	l := newLab(t)
+	find := func(name, word string) Severity {
+		t.Helper()
+		r := ProbeInterface(name)
+		for _, f := range r.Findings {
+			if strings.Contains(f.String(), word) {
+				return f.Severity
+			}
+		}
+		t.Errorf("%s: %q is not in %v", name, word, r.Findings)
+		return -1
+	}
+	l.veth("net0", 1500)
+	if r := ProbeInterface("net0"); len(r.Findings) != 0 {
+		t.Errorf("a veth that is up: %v", r.Findings)
+	}
+	if find("nowhere0", "no such interface") != Fatal {
+		t.Error("a missing interface is not fatal")
+	}
+	if find("lo", "loopback") != Note || find("lo", "down") != Note {
+		t.Error("lo")
+	}
+	l.setXDP("net0", l.trivial().FD(), xdpFlagsNative)
+	if find("net0", "theirs") != Fatal {
+		t.Error("a foreign program is not fatal")
+	}
+	l.setXDP("net0", -1, xdpFlagsNative)
+	s := l.open()
+	l.attach(s, "net0", ModeAuto)
+	if find("net0", "levee is attached, in native mode") != Note {
+		t.Error("our own program is more than a note")
+	}
+
+	var r Report
+	probeDevice(&r, &device{name: "eth9", kind: "vlan", mtu: 9000, up: true, master: 3}, false)
+	if len(r.Findings) != 3 {
+		t.Errorf("findings %v", r.Findings)
+	}
+}
