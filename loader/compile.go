@@ -100,7 +100,7 @@ func Compile(ctx context.Context, c CompileConfig) (*ebpf.CollectionSpec, Compil
 // sourcesAndKey returns the sources by name, and the digest of all that an object depends on.
 func sourcesAndKey(version string, flags []string) (map[string][]byte, string, error) {
 	h := sha256.New()
-	fmt.Fprintf(h, "%q %q\n", version, flags)
+	h.Write(fmt.Appendf(nil, "%q %q\n", version, flags))
 	sources := make(map[string][]byte)
 	err := fs.WalkDir(bpf.Sources, ".", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
@@ -111,7 +111,7 @@ func sourcesAndKey(version string, flags []string) (map[string][]byte, string, e
 			return err
 		}
 		sources[path] = b
-		fmt.Fprintf(h, "%q %d\n", path, len(b))
+		h.Write(fmt.Appendf(nil, "%q %d\n", path, len(b)))
 		h.Write(b)
 		return nil
 	})

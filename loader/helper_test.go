@@ -39,9 +39,7 @@ type lab struct {
 // newLab moves the test's thread into a new network namespace. The thread ends with the test.
 func newLab(t *testing.T) *lab {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
+	needsRoot(t)
 	runtime.LockOSThread() // and never unlocks: the runtime ends the thread, and the namespace with it
 	ns, err := netns.New()
 	must(t, err)
@@ -62,6 +60,16 @@ func newLab(t *testing.T) *lab {
 		ns.Close()
 	})
 	return l
+}
+
+func needsRoot(t *testing.T) {
+	t.Helper()
+	if os.Getenv("LEVEE_UNPRIVILEGED") != "" {
+		t.Skip("LEVEE_UNPRIVILEGED is set")
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
 }
 
 func must(t testing.TB, err error) {
@@ -269,7 +277,7 @@ func (l *lab) programGone(id ebpf.ProgramID) {
 // tree lists what is pinned, relative to the root.
 func (l *lab) tree() []string {
 	var all []string
-	filepath.WalkDir(l.root, func(path string, d os.DirEntry, err error) error {
+	filepath.WalkDir(l.root, func(path string, _ os.DirEntry, err error) error {
 		if err == nil && path != l.root {
 			all = append(all, strings.TrimPrefix(path, l.root+"/"))
 		}

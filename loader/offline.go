@@ -15,17 +15,17 @@ import (
 )
 
 // What stands here works on the pins alone: without a daemon, or beside one that hangs. It takes no
-// lock.
+// lock. An empty root means DefaultRoot.
 
 // SetPanic throws the panic switch of everything that is pinned under a root: while it is on, every
 // packet passes. It returns ErrNoSet if nothing is pinned.
 func SetPanic(root string, on bool) error {
-	dirs, err := pins(root).sets()
+	dirs, err := rootPins(root).sets()
 	if err != nil {
 		return err
 	}
 	if len(dirs) == 0 {
-		return fmt.Errorf("panic switch under %s: %w", root, ErrNoSet)
+		return fmt.Errorf("panic switch under %s: %w", rootPins(root), ErrNoSet)
 	}
 	var errs []error
 	for _, dir := range dirs {
@@ -41,12 +41,12 @@ func SetPanic(root string, on bool) error {
 
 // Panic tells whether a panic switch under a root is on. It returns ErrNoSet if nothing is pinned.
 func Panic(root string) (bool, error) {
-	dirs, err := pins(root).sets()
+	dirs, err := rootPins(root).sets()
 	if err != nil {
 		return false, err
 	}
 	if len(dirs) == 0 {
-		return false, fmt.Errorf("panic switch under %s: %w", root, ErrNoSet)
+		return false, fmt.Errorf("panic switch under %s: %w", rootPins(root), ErrNoSet)
 	}
 	for _, dir := range dirs {
 		if on, err := panicOf(dir); on || err != nil {
@@ -93,7 +93,7 @@ func mapWord(m *ebpf.Map, f func(*uint32)) error {
 // DetachInterface takes the shield off an interface and forgets it. It returns ErrNotAttached if
 // nothing under the root shields an interface of that name.
 func DetachInterface(root, name string) error {
-	p := pins(root)
+	p := rootPins(root)
 	if err := checkName(name); err != nil {
 		return err
 	}
@@ -158,8 +158,8 @@ func freeSlots(table *ebpf.Map, which func(name string) bool) (freed bool, err e
 // pins removed. It returns what it did, a line each; nothing if nothing was there. It goes on past
 // what it can't remove, and says so at the end.
 func Remove(root string) (done []string, err error) {
-	p := pins(root)
-	if !exists(root) {
+	p := rootPins(root)
+	if !exists(string(p)) {
 		return nil, nil
 	}
 	if err := p.check(); err != nil {

@@ -1,6 +1,7 @@
 package loader
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -29,6 +30,9 @@ var (
 
 // pins knows where under a root everything is pinned.
 type pins string
+
+// rootPins is what is pinned under a root; empty means DefaultRoot.
+func rootPins(root string) pins { return pins(cmp.Or(root, DefaultRoot)) }
 
 func (p pins) set() string            { return filepath.Join(string(p), strconv.Itoa(bpf.Schema)) }
 func (p pins) fresh() string          { return p.set() + "-new" }

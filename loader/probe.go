@@ -90,10 +90,7 @@ type host struct {
 // Probe says what this host lacks to run Levee under the default root, or under root if it is not
 // empty. It changes nothing.
 func Probe(root string) Report {
-	if root == "" {
-		root = DefaultRoot
-	}
-	return probe(root, host{
+	return probe(string(rootPins(root)), host{
 		capabilities: effectiveCapabilities,
 		release:      kernelRelease,
 		statfs: func(path string) (st unix.Statfs_t, err error) {
@@ -288,6 +285,6 @@ func kernelRelease() (string, error) {
 
 // kernelVersion reads the first two numbers of a release like 6.1.0-18-amd64.
 func kernelVersion(release string) (major, minor int) {
-	fmt.Sscanf(release, "%d.%d", &major, &minor)
+	_, _ = fmt.Sscanf(release, "%d.%d", &major, &minor) // what is no number is version 0
 	return major, minor
 }

@@ -122,7 +122,7 @@ func newSet(c Config) (*Set, error) {
 		log = slog.New(slog.DiscardHandler)
 	}
 	return &Set{
-		pins:     pins(cmp.Or(c.Root, DefaultRoot)),
+		pins:     rootPins(c.Root),
 		log:      log,
 		spec:     spec,
 		features: cmp.Or(c.Features, bpf.DefaultFeatures()),
@@ -198,6 +198,9 @@ func (s *Set) adopt() error {
 		return closeMaps(maps)
 	}
 	s.maps, s.adopted = maps, true
+	if err := os.MkdirAll(s.pins.links(), 0o700); err != nil {
+		return fmt.Errorf("open the set: %w", err)
+	}
 	return nil
 }
 
@@ -255,7 +258,7 @@ func (s *Set) create() (err error) {
 	if err != nil {
 		return err
 	}
-	defer closeMaps(old)
+	defer func() { err = errors.Join(err, closeMaps(old)) }()
 
 	s.maps = make(map[string]*ebpf.Map)
 	for name, spec := range tables(s.spec) {

@@ -65,7 +65,13 @@ func (s *slots) claim(name string, ifindex int, counters *ebpf.Map) (slot int, f
 		if err := clearCounters(counters, i); err != nil {
 			return 0, false, err
 		}
-		return i, true, s.write(i, bpf.Interface{Ifindex: uint32(ifindex), Name: cName(name)})
+		// The number comes last: a reader of the mapping takes a slot with a number as whole.
+		e = bpf.Interface{Name: cName(name)}
+		if err := s.write(i, e); err != nil {
+			return 0, false, err
+		}
+		e.Ifindex = uint32(ifindex)
+		return i, true, s.write(i, e)
 	}
 	return 0, false, ErrTooManyInterfaces
 }

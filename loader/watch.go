@@ -137,11 +137,11 @@ func (s *Set) tryAttach(name string, mode Mode, now time.Time) {
 	}
 	err = s.attach(name, mode)
 	if err == nil {
-		log := s.log.With("interface", name)
+		said := s.log.With("interface", name)
 		if why := s.why[name]; why != "" {
-			log = log.With("not_native", why)
+			said = said.With("not_native", why)
 		}
-		log.Info("an interface is here; it is shielded")
+		said.Info("an interface is here; it is shielded")
 		return
 	}
 	s.why[name] = err.Error()
