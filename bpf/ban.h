@@ -4,15 +4,29 @@
 #include "allow.h"
 #include "hash.h"
 
-/* An entry that matched is read whole, or not at all: see enum ban_flags. */
-static __always_inline bool ban_lives(const __u64 *word, __u64 seen, const __u64 *expires)
-{
-	__u64 until = READ_ONCE(*expires);
+/* How often an entry or a search is looked at again when it changes under the reader's hands. */
+enum { BAN_TRIES = 4 };
 
-	if (READ_ONCE(*word) != seen)
-		return false;
-	/* The coarse clock is late by a tick at most (4 ms at 250 Hz), and costs next to nothing. */
-	return until == NS_FOREVER || until > bpf_ktime_get_coarse_ns();
+/*
+ * An entry that matched is read whole: see enum ban_flags. Returns its word if it lives, else 0.
+ * While its word changes and still matches (another list took the prefix over), it is read again.
+ */
+static __always_inline __u64 ban_read(const __u64 *word, __u64 seen, const __u64 *expires,
+				      __u64 mask, __u64 want)
+{
+	for (int i = 0; i < BAN_TRIES; i++) {
+		__u64 until = READ_ONCE(*expires);
+		__u64 again = READ_ONCE(*word);
+
+		if (likely(again == seen)) {
+			/* The coarse clock is late by a tick at most (4 ms at 250 Hz), and nearly free. */
+			return until == NS_FOREVER || until > bpf_ktime_get_coarse_ns() ? seen : 0;
+		}
+		if ((again & mask) != want)
+			return 0;
+		seen = again;
+	}
+	return 0;
 }
 
 #define BAN4_MATCH ((~0ULL << BAN_KEY_SHIFT) | 3ULL << BAN_CLASS_SHIFT | BAN_TOMBSTONE | BAN_LIVE)
@@ -35,9 +49,13 @@ __noinline __u64 ban4_probe(__u32 key, __u32 cls)
 		for (int j = 0; j < BAN4_SLOTS; j++) {
 			__u64 word = READ_ONCE(bucket->entry[j].word);
 
-			if ((word & BAN4_MATCH) == want &&
-			    ban_lives(&bucket->entry[j].word, word, &bucket->entry[j].expires))
-				return word;
+			if ((word & BAN4_MATCH) == want) {
+				__u64 found = ban_read(&bucket->entry[j].word, word,
+						       &bucket->entry[j].expires, BAN4_MATCH, want);
+
+				if (found)
+					return found;
+			}
 			used &= word | word >> 2; /* bit 0: live, or a tombstone */
 		}
 		if (!(used & BAN_LIVE))
@@ -46,9 +64,10 @@ __noinline __u64 ban4_probe(__u32 key, __u32 cls)
 	return 0;
 }
 
-static __always_inline __u64 ban4_find(__u32 addr)
+static __always_inline __u64 ban4_find(const struct control *control, __u32 addr)
 {
-	__u64 *word, found, monitored = 0;
+	__u64 *word, found, epoch, monitored = 0;
+	struct ban4_entry *wide;
 	__u32 classes;
 
 	/* One bit a /24, 2 MiB for all of IPv4: a clean source is answered here. */
@@ -56,28 +75,35 @@ static __always_inline __u64 ban4_find(__u32 addr)
 	if (!word || likely(!(READ_ONCE(*word) >> (addr >> 8 & 63) & 1)))
 		return 0;
 	word = lookup(ban4_classes, addr >> 12);
-	if (!word)
+	wide = lookup(ban4_wide, addr >> 16);
+	if (!word || !wide)
 		return 0;
-	classes = READ_ONCE(*word) >> ((addr >> 8 & 15) * 4);
 
-	for (int cls = BAN4_32; cls <= BAN4_20; cls++) {
-		if (!(classes & 1U << cls))
-			continue;
-		found = ban4_probe(addr & ~0U << (cls * 4), cls);
-		if (found && !(found & BAN_MONITOR))
-			return found;
-		if (!monitored)
-			monitored = found;
-	}
-	if (classes & 1U << BAN4_20) {
-		struct ban4_entry *wide = lookup(ban4_wide, addr >> 16);
-
-		if (wide) {
-			found = READ_ONCE(wide->word);
-			if (found & BAN_LIVE && ban_lives(&wide->word, found, &wide->expires) &&
-			    (!monitored || !(found & BAN_MONITOR)))
+	for (int i = 0; i < BAN_TRIES; i++) {
+		epoch = READ_ONCE(control->ban_epoch);
+		classes = READ_ONCE(*word) >> ((addr >> 8 & 15) * 4);
+		monitored = 0;
+		for (int cls = BAN4_32; cls <= BAN4_20; cls++) {
+			if (!(classes & 1U << cls))
+				continue;
+			found = ban4_probe(addr & ~0U << (cls * 4), cls);
+			if (found && !(found & BAN_MONITOR))
 				return found;
+			if (!monitored)
+				monitored = found;
 		}
+		if (classes & 1U << BAN4_20) {
+			found = READ_ONCE(wide->word);
+			found = found & BAN_LIVE ? ban_read(&wide->word, found, &wide->expires,
+							    BAN_LIVE, BAN_LIVE) :
+						   0;
+			if (found && !(found & BAN_MONITOR))
+				return found;
+			if (!monitored)
+				monitored = found;
+		}
+		if (likely(READ_ONCE(control->ban_epoch) == epoch))
+			break;
 	}
 	return monitored;
 }
@@ -108,9 +134,13 @@ __noinline __u64 ban6_probe(__u64 hi, __u64 lo, __u32 length)
 			__u64 word = READ_ONCE(entry->word);
 
 			if ((word & BAN6_MATCH) == want && READ_ONCE(entry->hi) == hi &&
-			    READ_ONCE(entry->lo) == lo &&
-			    ban_lives(&entry->word, word, &entry->expires))
-				return word;
+			    READ_ONCE(entry->lo) == lo) {
+				__u64 found = ban_read(&entry->word, word, &entry->expires,
+						       BAN6_MATCH, want);
+
+				if (found)
+					return found;
+			}
 			used &= word | word >> 2; /* bit 0: live, or a tombstone */
 		}
 		if (!(used & BAN_LIVE))
@@ -139,7 +169,7 @@ __noinline __u64 ban6_ask(__u64 hi, __u64 lo, __u64 set, __u32 base)
 	return monitored;
 }
 
-static __always_inline __u64 ban6_find(__u64 hi, __u64 lo, __u32 tiers)
+static __always_inline __u64 ban6_once(__u64 hi, __u64 lo, __u32 tiers)
 {
 	struct ban6_lengths *cell;
 	__u64 low = 0, high = 0, found, monitored;
@@ -174,17 +204,33 @@ static __always_inline __u64 ban6_find(__u64 hi, __u64 lo, __u32 tiers)
 	return monitored ? monitored : found;
 }
 
+static __always_inline __u64 ban6_find(const struct control *control, __u64 hi, __u64 lo)
+{
+	__u64 found = 0;
+
+	for (int i = 0; i < BAN_TRIES; i++) {
+		__u64 epoch = READ_ONCE(control->ban_epoch);
+		__u32 tiers = READ_ONCE(control->ban6_tiers);
+
+		if (!tiers)
+			return 0;
+		found = ban6_once(hi, lo, tiers);
+		if ((found && !(found & BAN_MONITOR)) ||
+		    likely(READ_ONCE(control->ban_epoch) == epoch))
+			break;
+	}
+	return found;
+}
+
 /* Drops packets from banned sources, unless an allow entry overrules the ban. */
 static __always_inline enum reason stage_ban(const struct control *control, struct pkt *pkt)
 {
 	__u64 found;
 
 	if (pkt->family == FAMILY_IPV4)
-		found = ban4_find(pkt->src_lo);
+		found = ban4_find(control, pkt->src_lo);
 	else
-		found = control->ban6_tiers ?
-				ban6_find(pkt->src_hi, pkt->src_lo, control->ban6_tiers) :
-				0;
+		found = ban6_find(control, pkt->src_hi, pkt->src_lo);
 	if (likely(!found))
 		return REASON_CONTINUE;
 	if (stage_allow(pkt, 0)) {

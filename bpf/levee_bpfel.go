@@ -117,7 +117,8 @@ type LeveeControl struct {
 	ControlCost   uint64
 	ControlBurst  uint64
 	SourceIdle    uint64
-	Pad           [2]uint64
+	BanEpoch      uint64
+	Pad           uint64
 }
 
 type LeveeControlCap struct {

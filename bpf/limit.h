@@ -14,7 +14,7 @@ static __always_inline __u32 limit_number(const struct control *control, const s
 
 		source_key(pkt, &key);
 		number = bpf_map_lookup_elem(&source_limits, &key);
-		if (number)
+		if (number && *number)
 			return *number;
 	}
 	if (control->service_limits) {

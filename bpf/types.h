@@ -95,7 +95,8 @@ struct control {
 	__u64 control_cost;   /* ns that one control packet costs its cap (see GCRA in limit.h) */
 	__u64 control_burst;  /* ns of debt that the cap allows; 0: no cap */
 	__u64 source_idle;    /* ns without a packet after which a newcomer may take the slot */
-	__u64 pad[2];
+	__u64 ban_epoch;      /* rises before a ban goes, if others came since it last rose */
+	__u64 pad;
 };
 _Static_assert(sizeof(struct control) == 64, "control");
 
@@ -119,8 +120,12 @@ _Static_assert(sizeof(struct interface) == 24, "interface");
 /*
  * Bans. Each entry's `word` is its only switch: user space fills the rest first and stores word
  * last, in one 64-bit store; it clears word first when an entry goes. The program compares word
- * once more after reading the rest, so an entry that is replaced under its hands is a miss and
- * never a mixture.
+ * once more after reading the rest, so an entry that is replaced under its hands is never a
+ * mixture: it is looked at again, and is a miss once its key has changed.
+ *
+ * One packet's search takes several reads. So that an address which is banned all the time, first
+ * by one prefix and then by another, is never missed in between, a search that found nothing
+ * starts anew if control->ban_epoch rose meanwhile.
  *
  *   word:  key 32 | list 16 | length 8 | flags 8   (high to low)
  */
