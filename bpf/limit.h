@@ -116,8 +116,8 @@ static __always_inline enum reason aggregate_charge(const struct limit *limit, _
 }
 
 /*
- * A penalty is a TAT of the packets' threshold beyond what any packet could have put it at, so it
- * needs no field of its own and ends by itself: it holds while tat > now + burst.
+ * A penalty stands in the packets' TAT, as the time when it ends, marked by TAT_PENALTY: it needs
+ * no field of its own and ends by itself.
  */
 static __always_inline void penalize(const struct limit *limit, const struct source *src,
 				     struct source_state *state, __u64 now)
@@ -131,7 +131,33 @@ static __always_inline void penalize(const struct limit *limit, const struct sou
 	/* seen at the penalty's end: until then no newcomer may take the slot */
 	if (tag_touch(&tags->tag[src->index % SOURCE_WAYS], src->tag, until))
 		__sync_val_compare_and_swap(&state->tat[THRESHOLD_PACKETS], old,
-					    until + limit->threshold[THRESHOLD_PACKETS].burst);
+					    until | TAT_PENALTY);
+}
+
+/*
+ * Whether the source serves a penalty. One that is over becomes a TAT again, as if the whole burst
+ * had been owed when it began: time has paid for that since, so the source is not punished anew for
+ * its first packets, nor does it get a burst that it is not due. One that is longer than the
+ * setting now says is over at once.
+ */
+static __always_inline bool penalized(const struct limit *limit, struct source_state *state,
+				      __u64 now)
+{
+	__u64 tat = READ_ONCE(state->tat[THRESHOLD_PACKETS]);
+	__u64 until = tat & ~TAT_PENALTY;
+	__u64 penalty = READ_ONCE(limit->penalty);
+	__u64 owed = READ_ONCE(limit->threshold[THRESHOLD_PACKETS].burst);
+
+	if (likely(tat == until))
+		return false;
+	if (until > now && until - now <= penalty)
+		return true;
+	if (until > now)
+		owed += now;
+	else
+		owed = until + owed > penalty ? until + owed - penalty : 0;
+	__sync_val_compare_and_swap(&state->tat[THRESHOLD_PACKETS], tat, owed);
+	return false;
 }
 
 /* Measures a tracked packet by every threshold first, and charges it only if it passes all. */
@@ -144,8 +170,7 @@ static __always_inline enum reason limit_charge(const struct limit *limit, const
 
 	if (!state)
 		return REASON_CONTINUE;
-	if (limit->penalty && READ_ONCE(state->tat[THRESHOLD_PACKETS]) >
-				      now + limit->threshold[THRESHOLD_PACKETS].burst) {
+	if (penalized(limit, state, now)) {
 		pkt->threshold = COUNT_PENALTY;
 		return REASON_PENALTY;
 	}

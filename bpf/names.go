@@ -147,6 +147,9 @@ const (
 	TagLimitShift  = uint(LeveeSourceTagTAG_LIMIT_SHIFT)
 	TagPrintShift  = uint(LeveeSourceTagTAG_PRINT_SHIFT)
 
+	// TATPenalty marks a source's packets' TAT as the time when its penalty ends.
+	TATPenalty = uint64(1) << 63
+
 	PendingSlots = int(LeveePendingGeometryPENDING_SLOTS)
 
 	// Forever is the expiry of what does not expire, in ns of CLOCK_MONOTONIC.

@@ -270,10 +270,16 @@ struct source_tags {
 } __attribute__((aligned(64)));
 _Static_assert(sizeof(struct source_tags) == 64, "source_tags");
 
+#define TAT_PENALTY (1ULL << 63)
+
 struct source_state {
 	__u64 hi; /* the source, host order, masked to the limit's group; IPv4 in the low 32 bits of lo */
 	__u64 lo;
-	__u64 tat[THRESHOLD_MAX]; /* theoretical arrival times, CLOCK_MONOTONIC ns */
+	/*
+	 * Theoretical arrival times, CLOCK_MONOTONIC ns. That of the packets is the time when a
+	 * penalty ends if TAT_PENALTY is set in it.
+	 */
+	__u64 tat[THRESHOLD_MAX];
 } __attribute__((aligned(64)));
 _Static_assert(sizeof(struct source_state) == 64, "source_state");
 
