@@ -150,18 +150,18 @@ __noinline __u64 ban6_probe(__u64 hi, __u64 lo, __u32 length)
 }
 
 /*
- * Asks for each length in a set: bit n stands for length base + n, and length 0 for 128. Returns
- * the first word that enforces, else one that monitors, else 0.
+ * Asks for each length in a set, the longest first: bit n stands for length base + n. Returns the
+ * first word that enforces, else the first that monitors, else 0.
  */
 __noinline __u64 ban6_ask(__u64 hi, __u64 lo, __u64 set, __u32 base)
 {
 	__u64 found, monitored = 0;
 
 	for (int i = 0; i < 64 && set; i++) {
-		__u32 length = base + __builtin_ctzll(set);
+		__u32 bit = 63 - __builtin_clzll(set);
 
-		set &= set - 1;
-		found = ban6_probe(hi, lo, length ? length : 128);
+		set &= ~(1ULL << bit);
+		found = ban6_probe(hi, lo, base + bit);
 		if (found && !(found & BAN_MONITOR))
 			return found;
 		monitored = monitored ? monitored : found;
@@ -195,10 +195,14 @@ static __always_inline __u64 ban6_once(__u64 hi, __u64 lo, __u32 tiers)
 			low |= READ_ONCE(*wide) & 0xFFFFFFFEULL;
 	}
 
-	monitored = ban6_ask(hi, lo, high, 64);
+	monitored = low & 1 ? ban6_probe(hi, lo, 128) : 0;
 	if (monitored && !(monitored & BAN_MONITOR))
 		return monitored;
-	found = ban6_ask(hi, lo, low, 0);
+	found = ban6_ask(hi, lo, high, 64);
+	if (found && !(found & BAN_MONITOR))
+		return found;
+	monitored = monitored ? monitored : found;
+	found = ban6_ask(hi, lo, low & ~1ULL, 0);
 	if (found && !(found & BAN_MONITOR))
 		return found;
 	return monitored ? monitored : found;
