@@ -147,38 +147,49 @@ static __always_inline enum reason parse_l3(struct xdp_md *ctx, struct pkt *pkt)
 	return REASON_NON_IP;
 }
 
+/* Whether a header of this number stands before the transport's. AH does in IPv4, too. */
+static __always_inline bool is_extension(const struct pkt *pkt, __u8 number)
+{
+	switch (number) {
+	case PROTO_AH:
+		return true;
+	case PROTO_HOPOPTS:
+	case PROTO_ROUTING:
+	case PROTO_FRAGMENT:
+	case PROTO_DSTOPTS:
+	case PROTO_MOBILITY:
+	case PROTO_HIP:
+	case PROTO_SHIM6:
+		return pkt->family == FAMILY_IPV6;
+	}
+	return false;
+}
+
 /*
- * Walks the extension headers to the transport's. Leaves l4 0 where there is none to read: behind
- * the bounds, in a fragment that is not the first. Returns false if a header is cut off.
+ * Walks the extension headers to the transport's. Leaves l4 0 and the protocol unknown where there
+ * is none to read: behind the bounds, behind a header that is cut off; l4 0 alone in a fragment
+ * that is not the first. Returns false if a header is cut off.
  */
 static __always_inline bool parse_extensions(struct xdp_md *ctx, struct pkt *pkt)
 {
 	__u32 offset = pkt->l4;
 	__u8 next = pkt->protocol;
+	bool good = true;
 
 	for (int i = 0; i <= EXTENSION_MAX; i++) {
 		struct ipv6_opthdr *opt;
 		__u32 size = sizeof(struct ipv6_fraghdr); /* the least of any */
 
-		switch (next) {
-		case PROTO_HOPOPTS:
-		case PROTO_ROUTING:
-		case PROTO_FRAGMENT:
-		case PROTO_AH:
-		case PROTO_DSTOPTS:
-		case PROTO_MOBILITY:
-		case PROTO_HIP:
-		case PROTO_SHIM6:
-			break;
-		default:
+		if (!is_extension(pkt, next)) {
 			pkt->protocol = next;
 			pkt->l4 = offset;
 			return true;
 		}
 		if (i == EXTENSION_MAX)
 			break;
-		if (offset + size > pkt->end)
-			return false;
+		good = offset + size <= pkt->end;
+		if (!good)
+			break;
 		opt = at(ctx, offset, size);
 		if (!opt)
 			break;
@@ -200,12 +211,13 @@ static __always_inline bool parse_extensions(struct xdp_md *ctx, struct pkt *pkt
 		}
 		next = opt->nexthdr;
 		offset += size;
-		if (offset > pkt->end)
-			return false;
+		good = offset <= pkt->end;
+		if (!good)
+			break;
 	}
 	pkt->protocol = PROTO_UNKNOWN;
 	pkt->l4 = 0;
-	return true;
+	return good;
 }
 
 /* Reads the transport header. Returns false if the kernel would discard the packet for it. */
@@ -297,7 +309,7 @@ __noinline int parse_l4(struct xdp_md *ctx, struct pkt *pkt)
 
 	if (!pkt)
 		return 0;
-	if (pkt->family == FAMILY_IPV6)
+	if (pkt->l4)
 		good = parse_extensions(ctx, pkt);
 	if (good && pkt->l4)
 		good = parse_transport(ctx, pkt);
