@@ -25,6 +25,11 @@ static __always_inline __u8 capture(struct xdp_md *ctx, __u8 *to)
 		*(__u16 *)(to + i) = *(__u16 *)(data + i);
 		n = i + 2;
 	}
+	/* the last byte of a frame of odd length */
+	if (n < EVENT_BYTES && data + n + 1 <= data_end) {
+		to[n] = *(__u8 *)(data + n);
+		n++;
+	}
 	return n;
 }
 
