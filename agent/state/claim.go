@@ -1,0 +1,117 @@
+package state
+
+import (
+	"net/netip"
+	"time"
+	"unicode/utf8"
+)
+
+// Claim is one party's word for a ban. A prefix is banned while at least one claim on it lives.
+type Claim struct {
+	Prefix  netip.Prefix `json:"prefix" doc:"Whose packets are dropped"`
+	Origin  Origin       `json:"origin" doc:"Who speaks" example:"operator"`
+	Actor   string       `json:"actor,omitempty" doc:"Who made the call: a user of this host, a token"`
+	Reason  string       `json:"reason,omitempty" doc:"Why, in the words of who asked"`
+	Created time.Time    `json:"created"`
+	Expires time.Time    `json:"expires,omitzero" doc:"Absent: until it is taken back"`
+	Monitor bool         `json:"monitor,omitempty" doc:"Count what would be dropped, and pass it"`
+}
+
+// Ban is what follows for a prefix from its claims: what the kernel is to enforce.
+type Ban struct {
+	Prefix  netip.Prefix
+	List    uint16 // of the origin whose claim it is
+	Monitor bool
+	Expires uint64 // ns of CLOCK_MONOTONIC, or Forever
+}
+
+// Forever is the monotonic expiry of what does not expire.
+const Forever = ^uint64(0)
+
+// MaxReason bounds a reason and an actor, in bytes.
+const MaxReason = 256
+
+// Proposal asks for one change of one party's word.
+type Proposal struct {
+	Prefix  netip.Prefix
+	Origin  Origin
+	Actor   string
+	Reason  string
+	For     time.Duration // 0: until it is taken back
+	Monitor bool
+	Force   bool // also if it is wider than Widest4 or Widest6
+
+	Remove bool // take the claim back, instead of making it
+	All    bool // with Remove: the claims of all origins
+}
+
+// Status says what came of a proposal.
+type Status string
+
+// The statuses.
+const (
+	StatusAdded     Status = "added"
+	StatusChanged   Status = "changed"   // the origin had said something else before
+	StatusUnchanged Status = "unchanged" // the origin had said just that
+	StatusRemoved   Status = "removed"
+	StatusRefused   Status = "refused" // Error says why
+)
+
+// Outcome is the answer to one proposal.
+type Outcome struct {
+	Prefix  netip.Prefix
+	Status  Status
+	Claim   *Claim  // what was made or, for one origin, taken back
+	Removed []Claim // every claim that was taken back
+	Others  []Claim // claims of other origins that live on the same prefix
+	Notes   []string
+	Error   *Error
+
+	before *entry // what the origin had said, to put it back
+}
+
+// Validate checks a proposal, and brings its prefix into canonical form.
+func (p *Proposal) Validate() *Error {
+	prefix, err := Canonical(p.Prefix)
+	if err != nil {
+		return AsError(err, CodeInvalid)
+	}
+	p.Prefix = prefix
+	if p.Remove && p.All {
+		return nil
+	}
+	if p.Origin != OriginKernel {
+		if _, err := ParseOrigin(string(p.Origin)); err != nil {
+			return AsError(err, CodeInvalid)
+		}
+	}
+	if p.Remove {
+		return nil
+	}
+	if err := checkText("reason", p.Reason); err != nil {
+		return err
+	}
+	if p.For < 0 || p.For > Longest {
+		return invalid("for", Duration(p.For).String(), "is not within 0 and 100 years")
+	}
+	if Wide(prefix) && !p.Force {
+		return &Error{Code: CodeRefused, Field: "prefix", Value: prefix.String(),
+			Detail: "is wider than /8 (IPv4) or /19 (IPv6); ban it with force if you mean it"}
+	}
+	return nil
+}
+
+func checkText(field, s string) *Error {
+	if len(s) > MaxReason {
+		return invalid(field, s, "is longer than %d bytes", MaxReason)
+	}
+	if !utf8.ValidString(s) {
+		return invalid(field, "", "is not valid UTF-8")
+	}
+	for _, c := range s {
+		if c < ' ' || c == 0x7f {
+			return invalid(field, s, "has a control character in it")
+		}
+	}
+	return nil
+}

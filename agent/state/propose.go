@@ -1,0 +1,487 @@
+package state
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"go.etcd.io/bbolt"
+)
+
+// request is one call of Propose that waits for its commit.
+type request struct {
+	proposals []Proposal
+	undo      []entry // written as they are
+	outcomes  []Outcome
+	err       *Error
+	done      bool
+}
+
+// commitEntries bounds what calls that wait for each other put into one transaction.
+const commitEntries = 1 << 16
+
+// Propose makes and takes back claims. Each proposal gets its outcome, in order; those that are
+// refused leave the others alone. When it returns, what was granted is on disk. The error says that
+// the disk did not take it: then nothing was changed.
+func (s *Store) Propose(proposals []Proposal) ([]Outcome, error) {
+	r := &request{proposals: proposals}
+	s.submit(r)
+	if r.err != nil {
+		return nil, r.err
+	}
+	return r.outcomes, nil
+}
+
+// Revert puts back what the origins had said before these outcomes, unless they have said something
+// else since. It is for claims that the kernel did not take.
+func (s *Store) Revert(outcomes []Outcome) error {
+	r := &request{}
+	s.mu.RLock()
+	for i := range outcomes {
+		o := &outcomes[i]
+		if o.Claim == nil || o.Status != StatusAdded && o.Status != StatusChanged {
+			continue
+		}
+		_, cur := s.find(keyOf(o.Prefix), s.numbers[o.Claim.Origin])
+		if cur == nil || cur.created != o.Claim.Created.UnixNano() {
+			continue
+		}
+		if o.before != nil {
+			r.undo = append(r.undo, *o.before)
+		} else {
+			r.undo = append(r.undo, entry{remove: true, key: cur.key, list: cur.list})
+		}
+	}
+	s.mu.RUnlock()
+	if len(r.undo) == 0 {
+		return nil
+	}
+	s.submit(r)
+	if r.err != nil {
+		return r.err
+	}
+	return nil
+}
+
+// submit has a request committed: by this caller together with all that wait, or by another one.
+func (s *Store) submit(r *request) {
+	s.queue.Lock()
+	s.waiting = append(s.waiting, r)
+	s.queue.Unlock()
+
+	s.writer.Lock()
+	defer s.writer.Unlock()
+	for !r.done {
+		s.queue.Lock()
+		n, size := 0, 0
+		for n < len(s.waiting) && (n == 0 || size < commitEntries) {
+			size += len(s.waiting[n].proposals) + len(s.waiting[n].undo)
+			n++
+		}
+		batch := slices.Clone(s.waiting[:n])
+		s.waiting = slices.Delete(s.waiting, 0, n)
+		s.queue.Unlock()
+		s.commit(batch)
+	}
+}
+
+type listedKey struct {
+	key  key
+	list uint16
+}
+
+// change is a transaction of claims in the making. The writer alone changes memory, so it reads
+// without a lock.
+type change struct {
+	*Store
+	now     uint64
+	wall    int64
+	entries []entry
+	pending map[listedKey]*entry // what the claims will be
+	touched map[key][]uint16     // pending lists, by prefix
+	lists   []Origin             // new ones
+}
+
+func (s *Store) commit(batch []*request) {
+	c := &change{Store: s, now: s.clock.Monotonic(), wall: s.clock.Now().UnixNano(),
+		pending: map[listedKey]*entry{}, touched: map[key][]uint16{}}
+	for _, r := range batch {
+		r.outcomes = make([]Outcome, len(r.proposals))
+		for i := range r.proposals {
+			r.outcomes[i] = c.propose(r.proposals[i])
+		}
+		for _, e := range r.undo {
+			c.add(e)
+		}
+	}
+	var failed *Error
+	if len(c.entries) > 0 {
+		failed = c.save()
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, r := range batch {
+		r.done, r.err = true, failed
+		if failed != nil {
+			continue
+		}
+		for i := range r.outcomes {
+			c.complete(&r.outcomes[i])
+		}
+	}
+}
+
+// current is the claim of a list on a prefix as this transaction has it; nil if there is none.
+func (c *change) current(k key, list uint16) *entry {
+	if e, ok := c.pending[listedKey{k, list}]; ok {
+		if e.remove {
+			return nil
+		}
+		return e
+	}
+	_, r := c.find(k, list)
+	if r == nil {
+		return nil
+	}
+	e := c.entryOf(r)
+	return &e
+}
+
+func (c *change) add(e entry) {
+	c.entries = append(c.entries, e)
+	k := listedKey{e.key, e.list}
+	if c.pending[k] == nil {
+		c.touched[e.key] = append(c.touched[e.key], e.list)
+	}
+	c.pending[k] = &e
+}
+
+func (c *change) propose(p Proposal) Outcome {
+	if err := p.Validate(); err != nil {
+		return Outcome{Prefix: p.Prefix, Status: StatusRefused, Error: err}
+	}
+	if p.Remove {
+		return c.remove(p)
+	}
+	out := Outcome{Prefix: p.Prefix}
+	refuse := func(err *Error) Outcome {
+		out.Status, out.Error = StatusRefused, err
+		return out
+	}
+	if allow, ok := c.allows.covering(p.Prefix); ok && p.Origin != OriginKernel {
+		return refuse(&Error{Code: CodeRefused, Field: "prefix", Value: PrefixString(p.Prefix),
+			Detail: fmt.Sprintf("is allowed by the entry %s (%s), which no ban may touch", PrefixString(allow.Prefix), allow.describe())})
+	}
+	if n := c.allows.within(p.Prefix); n > 0 {
+		out.Notes = append(out.Notes, fmt.Sprintf("%d allow entries lie within %s and still pass", n, p.Prefix))
+	}
+	list, err := c.list(p.Origin)
+	if err != nil {
+		return refuse(err)
+	}
+	e := entry{key: keyOf(p.Prefix), list: list, boot: c.boot, monitor: p.Monitor,
+		created: c.wall, expires: Forever, actor: p.Actor, reason: p.Reason}
+	if p.For > 0 {
+		e.expires = c.now + uint64(p.For)
+	}
+	before := c.current(e.key, list)
+	switch {
+	case before == nil:
+		out.Status = StatusAdded
+	case before.expires == Forever && e.expires == Forever && before.monitor == e.monitor && before.reason == e.reason:
+		out.Status, out.Claim = StatusUnchanged, c.claimOfEntry(before)
+		return out
+	default:
+		out.Status, out.before = StatusChanged, before
+	}
+	c.add(e)
+	out.Claim = c.claimOfEntry(&e)
+	return out
+}
+
+func (c *change) remove(p Proposal) Outcome {
+	out := Outcome{Prefix: p.Prefix, Status: StatusRemoved}
+	k := keyOf(p.Prefix)
+	lists := slices.Clone(c.touched[k])
+	for r := range c.on(k) {
+		if !slices.Contains(lists, r.list) {
+			lists = append(lists, r.list)
+		}
+	}
+	var others []string
+	for _, list := range lists {
+		e := c.current(k, list)
+		if e == nil {
+			continue
+		}
+		if !p.All && c.origin(list) != p.Origin {
+			others = append(others, string(c.origin(list)))
+			continue
+		}
+		claim := c.claimOfEntry(e)
+		out.Removed = append(out.Removed, *claim)
+		if !p.All {
+			out.Claim = claim
+		}
+		c.add(entry{remove: true, key: k, list: list})
+	}
+	if len(out.Removed) > 0 {
+		return out
+	}
+	out.Status = StatusRefused
+	out.Error = &Error{Code: CodeNotFound, Field: "prefix", Value: PrefixString(p.Prefix)}
+	switch {
+	case len(others) > 0:
+		slices.Sort(others)
+		out.Error.Detail = fmt.Sprintf("has no claim of %s; it is banned by %s", p.Origin, strings.Join(others, ", "))
+	default:
+		out.Error.Detail = "is not banned"
+		if wide := c.wider(k); wide != "" {
+			out.Error.Detail += " itself; it lies within " + wide
+		}
+	}
+	return out
+}
+
+// wider names the ban that contains a prefix, if there is one.
+func (c *change) wider(k key) string {
+	for w := range c.covering(k) {
+		if w != k {
+			return "the ban of " + PrefixString(w.prefix())
+		}
+	}
+	return ""
+}
+
+func (c *change) origin(list uint16) Origin {
+	if int(list) < len(c.names) {
+		return c.names[list]
+	}
+	return c.lists[int(list)-len(c.names)]
+}
+
+// list returns an origin's number, or gives it the next one.
+func (c *change) list(o Origin) (uint16, *Error) {
+	if n, ok := c.numbers[o]; ok {
+		return n, nil
+	}
+	if i := slices.Index(c.lists, o); i >= 0 {
+		return uint16(len(c.names) + i), nil
+	}
+	n := len(c.names) + len(c.lists)
+	if n >= MaxLists {
+		return 0, &Error{Code: CodeFull, Field: "origin", Value: string(o),
+			Detail: fmt.Sprintf("would be one too many: %d origins have spoken, the kernel counts no more", n-1)}
+	}
+	c.lists = append(c.lists, o)
+	return uint16(n), nil
+}
+
+func (c *change) claimOfEntry(e *entry) *Claim {
+	return &Claim{Prefix: e.key.prefix(), Origin: c.origin(e.list), Actor: e.actor, Reason: e.reason,
+		Created: time.Unix(0, e.created).UTC(), Expires: c.wallTime(c.fromBoot(e.expires, e.boot)), Monitor: e.monitor}
+}
+
+// complete fills in what is known once the transaction is in memory.
+func (c *change) complete(o *Outcome) {
+	if o.Status == StatusRefused {
+		return
+	}
+	mine := Origin("")
+	if o.Claim != nil && o.Status != StatusRemoved {
+		mine = o.Claim.Origin
+	}
+	for r := range c.on(keyOf(o.Prefix)) {
+		if c.names[r.list] != mine {
+			o.Others = append(o.Others, c.claimOf(r))
+		}
+	}
+}
+
+// save writes the transaction, and then has memory follow.
+func (c *change) save() *Error {
+	s := c.Store
+	g := s.segments
+	var carried []carry
+	failed := s.write("write the change", func(tx *bbolt.Tx) error {
+		bucket := tx.Bucket(bucketSegments)
+		g, carried = s.segments, nil
+		for i, o := range c.lists {
+			n := binary.BigEndian.AppendUint16(nil, uint16(len(s.names)+i))
+			if err := tx.Bucket(bucketLists).Put([]byte(o), n); err != nil {
+				return err
+			}
+		}
+		if err := s.saveBoot(tx); err != nil {
+			return err
+		}
+		first := g.next
+		for part := range slices.Chunk(c.entries, segmentEntries) {
+			if err := g.append(bucket, part); err != nil {
+				return err
+			}
+		}
+		var err error
+		if carried, err = c.clean(bucket, &g, first); err != nil {
+			return err
+		}
+		meta := tx.Bucket(bucketMeta)
+		if err := meta.Put(keyWall, binary.BigEndian.AppendUint64(nil, uint64(c.wall))); err != nil {
+			return err
+		}
+		return meta.Put(keyLog, encodeLog(g))
+	})
+	if failed != nil {
+		return failed
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	first := s.segments.next
+	s.segments = g
+	s.bootSaved, s.wall = true, c.wall
+	for _, o := range c.lists {
+		s.numbers[o] = uint16(len(s.names))
+		s.names = append(s.names, o)
+	}
+	for i := range c.entries {
+		e := &c.entries[i]
+		if e.remove {
+			s.claims.remove(e.key, e.list)
+			continue
+		}
+		r := s.recordOf(e, first+uint64(i/segmentEntries))
+		r.actor, r.reason = s.texts.hold(e.actor), s.texts.hold(e.reason)
+		s.claims.put(r)
+	}
+	for _, m := range carried {
+		if _, r := s.find(m.key, m.list); r != nil && r.segment < first {
+			r.segment = m.segment
+		}
+	}
+	return nil
+}
+
+func (s *Store) saveBoot(tx *bbolt.Tx) error {
+	if s.bootSaved {
+		return nil
+	}
+	b := s.boots[s.boot]
+	v := append(binary.BigEndian.AppendUint64(nil, uint64(b.offset)), b.id...)
+	return tx.Bucket(bucketBoots).Put(binary.BigEndian.AppendUint16(nil, s.boot), v)
+}
+
+func (g *segments) append(b *bbolt.Bucket, entries []entry) error {
+	if err := b.Put(segmentKey(g.next), encodeSegment(entries)); err != nil {
+		return err
+	}
+	g.next++
+	g.entries += len(entries)
+	return nil
+}
+
+// carry is a claim that was written anew, and where.
+type carry struct {
+	listedKey
+	segment uint64
+}
+
+// clean takes up segments at the log's tail while most of the log is history, or is in too many
+// small pieces. What it costs is bounded by what the commit itself writes. A removal at the tail has
+// nothing before it that it could remove, so it is dropped.
+func (c *change) clean(b *bbolt.Bucket, g *segments, first uint64) ([]carry, error) {
+	var keep []entry
+	var carried []carry
+	budget := 2*len(c.entries) + 512
+	for taken := 0; taken < 64 && budget > 0 && g.first < first; taken++ {
+		history := g.entries > 2*(c.live+len(c.entries))+1024
+		pieces := g.next-g.first > uint64(2048+c.live/64)
+		if !history && !pieces {
+			break
+		}
+		k := segmentKey(g.first)
+		err := decodeSegment(b.Get(k), func(e *entry) error {
+			budget--
+			g.entries--
+			if e.remove || c.pending[listedKey{e.key, e.list}] != nil {
+				return nil
+			}
+			if _, r := c.find(e.key, e.list); r != nil && r.segment == g.first && r.expires > c.now {
+				keep = append(keep, *e)
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, fmt.Errorf("segment %d: %w", g.first, err)
+		}
+		if err := b.Delete(k); err != nil {
+			return nil, err
+		}
+		g.first++
+	}
+	for part := range slices.Chunk(keep, segmentEntries) {
+		for i := range part {
+			carried = append(carried, carry{listedKey{part[i].key, part[i].list}, g.next})
+		}
+		if err := g.append(b, part); err != nil {
+			return nil, err
+		}
+	}
+	return carried, nil
+}
+
+// Expired is a claim that ended by itself.
+type Expired struct {
+	Prefix netip.Prefix
+	Origin Origin
+}
+
+// Sweep forgets the claims that have ended, at most a number of them, and returns them with the
+// time of the next, in ns of CLOCK_MONOTONIC, or Forever. Nothing is written: what is on disk says
+// itself when it ends.
+func (s *Store) Sweep(most int) (ended []Expired, next uint64) {
+	s.writer.Lock()
+	defer s.writer.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.clock.Monotonic()
+	for {
+		next = s.claims.next()
+		if next > now || len(ended) >= most {
+			return ended, next
+		}
+		r := s.at(s.due[0].slot)
+		ended = append(ended, Expired{r.key.prefix(), s.names[r.list]})
+		s.claims.remove(r.key, r.list)
+	}
+}
+
+// Tick looks whether the wall clock was set. Bans of this boot do not care; those from before it
+// were promised by the wall clock and follow it. It tells whether any did.
+func (s *Store) Tick() (moved bool) {
+	const tolerance = int64(time.Second)
+	s.writer.Lock()
+	defer s.writer.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	offset := s.offsetNow()
+	by := offset - s.boots[s.boot].offset
+	if by > -tolerance && by < tolerance {
+		return false
+	}
+	for _, r := range s.all(1, s.used) {
+		if r.boot != s.boot && r.expires != Forever {
+			r.expires = uint64(max(int64(r.expires)-by, 0))
+			moved = true
+		}
+	}
+	s.boots[s.boot].offset, s.bootSaved = offset, false
+	s.reschedule()
+	s.log.Warn("the wall clock was set", "by", time.Duration(by).String())
+	if err := s.write("note the clock", s.saveBoot); err == nil {
+		s.bootSaved = true
+	}
+	return moved
+}

@@ -1,0 +1,321 @@
+package state
+
+import (
+	"cmp"
+	"container/heap"
+	"encoding/base64"
+	"encoding/binary"
+	"iter"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+func (s *Store) claimOf(r *record) Claim {
+	return Claim{Prefix: r.key.prefix(), Origin: s.names[r.list], Actor: s.texts.text[r.actor], Reason: s.texts.text[r.reason],
+		Created: time.Unix(0, r.created).UTC(), Expires: s.wallTime(r.expires), Monitor: r.monitor}
+}
+
+// precede orders claims by who speaks first, and among the same rank by age.
+func precede(a, b Claim) int {
+	return cmp.Or(cmp.Compare(a.Origin.Rank(), b.Origin.Rank()), a.Created.Compare(b.Created), cmp.Compare(a.Origin, b.Origin))
+}
+
+// Effective says what follows for a prefix from the claims on it: it is enforced while one of them
+// enforces, until the last of those ends; it is monitored if all of them only monitor. The list is
+// that of the claim that decides, the higher precedence where two end together.
+func (s *Store) Effective(p netip.Prefix) (Ban, bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.effective(s.heads[keyOf(p)], s.clock.Monotonic())
+}
+
+// effective decides among the claims of a prefix, of which the first stands at a slot.
+func (s *Store) effective(slot uint32, now uint64) (Ban, bool) {
+	var best *record
+	for slot != 0 {
+		r := s.at(slot)
+		slot = r.next
+		switch {
+		case r.expires <= now:
+		case best == nil, best.monitor && !r.monitor:
+			best = r
+		case !best.monitor && r.monitor:
+		case r.expires > best.expires,
+			r.expires == best.expires && s.names[r.list].Rank() < s.names[best.list].Rank():
+			best = r
+		}
+	}
+	if best == nil {
+		return Ban{}, false
+	}
+	return Ban{Prefix: best.key.prefix(), List: best.list, Monitor: best.monitor, Expires: best.expires}, true
+}
+
+// Bans iterates over what the kernel is to enforce. It lets changes through on its way: one that
+// comes in between may or may not be seen.
+func (s *Store) Bans() iter.Seq[Ban] {
+	return func(yield func(Ban) bool) {
+		var part []Ban
+		for from := uint32(1); ; from += chunk {
+			s.mu.RLock()
+			used := s.used
+			now := s.clock.Monotonic()
+			part = part[:0]
+			for slot, r := range s.all(from, from+chunk) {
+				if s.heads[r.key] != slot {
+					continue
+				}
+				if ban, ok := s.effective(slot, now); ok {
+					part = append(part, ban)
+				}
+			}
+			s.mu.RUnlock()
+			for _, b := range part {
+				if !yield(b) {
+					return
+				}
+			}
+			if from+chunk >= used {
+				return
+			}
+		}
+	}
+}
+
+// Covering returns the claims on all prefixes that contain this one, the most specific first, and
+// for each prefix in order of precedence.
+func (s *Store) Covering(p netip.Prefix) []Claim {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var out []Claim
+	for k := range s.covering(keyOf(p)) {
+		from := len(out)
+		for r := range s.on(k) {
+			out = append(out, s.claimOf(r))
+		}
+		slices.SortFunc(out[from:], precede)
+	}
+	return out
+}
+
+// Within returns claims on prefixes that lie within this one and are not it, at most a number of
+// them, and how many there are.
+func (s *Store) Within(p netip.Prefix, most int) ([]Claim, int) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	k := keyOf(p)
+	if p.IsSingleIP() {
+		return nil, 0
+	}
+	var out []Claim
+	n := 0
+	for _, r := range s.all(1, s.used) {
+		if r.key.bits > k.bits && k.contains(r.key) {
+			if n++; len(out) < most {
+				out = append(out, s.claimOf(r))
+			}
+		}
+	}
+	return out, n
+}
+
+// Filter selects claims.
+type Filter struct {
+	Origin Origin       // "": any
+	Within netip.Prefix // invalid: any
+	Since  time.Time    // made since; zero: ever
+	Limit  int          // how many at most; 0: all
+	After  string       // the cursor of the page before
+}
+
+// List returns claims that a filter selects, the newest first, how many it selects in all, and a
+// cursor for the next page, empty if this is the last.
+func (s *Store) List(f Filter) (page []Claim, total int, next string, failed *Error) {
+	var after *place
+	if f.After != "" {
+		p, ok := parsePlace(f.After)
+		if !ok {
+			return nil, 0, "", invalid("cursor", f.After, "is not a cursor that this daemon gave")
+		}
+		after = &p
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	list := uint16(0)
+	if f.Origin != "" {
+		n, ok := s.numbers[f.Origin]
+		if !ok {
+			return nil, 0, "", nil
+		}
+		list = n
+	}
+	since := int64(-1 << 62)
+	if !f.Since.IsZero() {
+		since = f.Since.UnixNano()
+	}
+	var within key
+	if f.Within.IsValid() {
+		within = keyOf(f.Within)
+	}
+	now := s.clock.Monotonic()
+	var found placeHeap
+	for slot, r := range s.all(1, s.used) {
+		if list != 0 && r.list != list || r.created < since || r.expires <= now ||
+			f.Within.IsValid() && !within.contains(r.key) {
+			continue
+		}
+		total++
+		p := place{r.created, r.key, r.list, slot}
+		if after != nil && p.compare(*after) <= 0 {
+			continue
+		}
+		switch {
+		case f.Limit == 0 || len(found) <= f.Limit:
+			heap.Push(&found, p)
+		case p.compare(found[0]) < 0:
+			found[0] = p
+			heap.Fix(&found, 0)
+		}
+	}
+	slices.SortFunc(found, place.compare)
+	if f.Limit > 0 && len(found) > f.Limit {
+		found = found[:f.Limit]
+		next = found[f.Limit-1].String()
+	}
+	page = make([]Claim, len(found))
+	for i, p := range found {
+		page[i] = s.claimOf(s.at(p.slot))
+	}
+	return page, total, next, nil
+}
+
+// place is a claim's place in a listing: the newest first, and where several were made at once, by
+// prefix.
+type place struct {
+	created int64
+	key     key
+	list    uint16
+	slot    uint32
+}
+
+func (p place) compare(o place) int {
+	return cmp.Or(cmp.Compare(o.created, p.created), compareKey(p.key, o.key), cmp.Compare(p.list, o.list))
+}
+
+func compareKey(a, b key) int {
+	if a.v4 != b.v4 {
+		if a.v4 {
+			return -1
+		}
+		return 1
+	}
+	return cmp.Or(cmp.Compare(a.hi, b.hi), cmp.Compare(a.lo, b.lo), cmp.Compare(a.bits, b.bits))
+}
+
+// String is the cursor.
+func (p place) String() string {
+	b := binary.BigEndian.AppendUint64(nil, uint64(p.created))
+	b = binary.BigEndian.AppendUint64(b, p.key.hi)
+	b = binary.BigEndian.AppendUint64(b, p.key.lo)
+	v4 := byte(0)
+	if p.key.v4 {
+		v4 = 1
+	}
+	b = append(b, p.key.bits, v4)
+	return base64.RawURLEncoding.EncodeToString(binary.BigEndian.AppendUint16(b, p.list))
+}
+
+func parsePlace(s string) (place, bool) {
+	b, err := base64.RawURLEncoding.DecodeString(s)
+	if err != nil || len(b) != 28 || b[25] > 1 {
+		return place{}, false
+	}
+	return place{
+		created: int64(binary.BigEndian.Uint64(b)),
+		key:     key{binary.BigEndian.Uint64(b[8:]), binary.BigEndian.Uint64(b[16:]), b[24], b[25] == 1},
+		list:    binary.BigEndian.Uint16(b[26:]),
+	}, true
+}
+
+// placeHeap has the last place on top.
+type placeHeap []place
+
+func (h placeHeap) Len() int           { return len(h) }
+func (h placeHeap) Less(i, j int) bool { return h[i].compare(h[j]) > 0 }
+func (h placeHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+
+// Push implements heap.Interface.
+func (h *placeHeap) Push(x any) { *h = append(*h, x.(place)) }
+
+// Pop implements heap.Interface.
+func (h *placeHeap) Pop() any {
+	old := *h
+	p := old[len(old)-1]
+	*h = old[:len(old)-1]
+	return p
+}
+
+// OriginCount is how many claims an origin has.
+type OriginCount struct {
+	Origin Origin `json:"origin"`
+	List   uint16 `json:"-"`
+	IPv4   int    `json:"ipv4"`
+	IPv6   int    `json:"ipv6"`
+}
+
+// Origins returns the origins that have claims, in order of precedence.
+func (s *Store) Origins() []OriginCount {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var out []OriginCount
+	for list, n := range s.claims.lists {
+		if n.v4+n.v6 > 0 {
+			out = append(out, OriginCount{s.names[list], uint16(list), n.v4, n.v6})
+		}
+	}
+	slices.SortFunc(out, func(a, b OriginCount) int {
+		return cmp.Or(cmp.Compare(a.Origin.Rank(), b.Origin.Rank()), cmp.Compare(a.Origin, b.Origin))
+	})
+	return out
+}
+
+// OriginOf names the origin of a list's number; empty if there is none.
+func (s *Store) OriginOf(list uint16) Origin {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if int(list) < len(s.names) {
+		return s.names[list]
+	}
+	return ""
+}
+
+// Prefixes returns how many prefixes have claims.
+func (s *Store) Prefixes() (ipv4, ipv6 int) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, n := range s.lengths[0] {
+		ipv4 += n
+	}
+	for _, n := range s.lengths[1] {
+		ipv6 += n
+	}
+	return ipv4, ipv6
+}
+
+// ByOrigin returns the prefixes on which an origin has a claim.
+func (s *Store) ByOrigin(o Origin) []netip.Prefix {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	list, ok := s.numbers[o]
+	if !ok {
+		return nil
+	}
+	var out []netip.Prefix
+	for _, r := range s.all(1, s.used) {
+		if r.list == list {
+			out = append(out, r.key.prefix())
+		}
+	}
+	return out
+}

@@ -1,0 +1,477 @@
+package state
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
+)
+
+// Schema is the version of what stands in the file.
+const Schema = 1
+
+// MaxLists is how many origins can speak; the kernel counts for each.
+const MaxLists = 1024
+
+var (
+	bucketMeta         = []byte("meta")
+	bucketSegments     = []byte("segments")
+	bucketLists        = []byte("lists")
+	bucketBoots        = []byte("boots")
+	bucketAllows       = []byte("allows")
+	bucketLimits       = []byte("limits")
+	bucketLimitNumbers = []byte("limit_numbers")
+	bucketInterfaces   = []byte("interfaces")
+
+	buckets = [][]byte{bucketMeta, bucketSegments, bucketLists, bucketBoots, bucketAllows,
+		bucketLimits, bucketLimitNumbers, bucketInterfaces}
+
+	keySchema = []byte("schema")
+	keyLog    = []byte("log")  // first and next segment
+	keyWall   = []byte("wall") // the wall clock at the last commit, ns
+)
+
+// Config says where the state stands and by which clock it lives.
+type Config struct {
+	Path  string
+	Clock Clock        // nil: the system's
+	Log   *slog.Logger // nil: none
+}
+
+// Store holds the state: all of it in memory, and on disk before a change is answered. It is safe
+// for concurrent use; changes that wait for each other share a write.
+type Store struct {
+	config Config
+	clock  Clock
+	log    *slog.Logger
+	db     *bbolt.DB
+	fresh  bool
+	doubt  error
+
+	queue   sync.Mutex // guards waiting
+	waiting []*request
+	writer  sync.Mutex            // held by whoever commits
+	failure atomic.Pointer[Error] // of the last write, nil if it succeeded
+
+	mu sync.RWMutex // guards what follows; changed by the writer alone
+	memory
+}
+
+type memory struct {
+	*claims
+	segments   segments
+	names      []Origin // by list
+	numbers    map[Origin]uint16
+	boots      []boot
+	boot       uint16 // this one
+	bootSaved  bool
+	wall       int64 // the wall clock at the last commit, ns
+	allows     allowTable
+	limits     limitTable
+	interfaces map[string]Interface
+}
+
+// segments is what is known of the log without reading it.
+type segments struct {
+	first, next uint64
+	entries     int
+}
+
+// boot is a boot of the host, and how far its monotonic clock was behind the wall's when last seen.
+type boot struct {
+	id     string
+	offset int64 // ns
+}
+
+// DamagedError says that the file is there, and is not what was written.
+type DamagedError struct {
+	Path string
+	Err  error
+}
+
+func (e *DamagedError) Error() string {
+	return fmt.Sprintf("state %s is damaged: %v", e.Path, e.Err)
+}
+
+func (e *DamagedError) Unwrap() error { return e.Err }
+
+// Lost says that the state was damaged at start, and where the file was put.
+type Lost struct {
+	Err   error
+	Aside string
+}
+
+// OpenOrSetAside opens the state. A damaged file is renamed, never overwritten, and a new one is
+// begun; Lost is then not nil, and the caller must not take the emptiness for a decision.
+func OpenOrSetAside(c Config) (*Store, *Lost, error) {
+	s, err := Open(c)
+	damaged, ok := errors.AsType[*DamagedError](err)
+	if !ok {
+		return s, nil, err
+	}
+	now := time.Now
+	if c.Clock != nil {
+		now = c.Clock.Now
+	}
+	aside := fmt.Sprintf("%s.corrupt-%s", c.Path, now().UTC().Format("20060102T150405Z"))
+	for n := 2; ; n++ {
+		if _, err := os.Lstat(aside); errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		aside = fmt.Sprintf("%s.corrupt-%s-%d", c.Path, now().UTC().Format("20060102T150405Z"), n)
+	}
+	if err := os.Rename(c.Path, aside); err != nil {
+		return nil, nil, fmt.Errorf("set the damaged state aside: %w", errors.Join(err, damaged))
+	}
+	s, err = Open(c)
+	return s, &Lost{Err: damaged, Aside: aside}, err
+}
+
+// Open reads the state, or begins one where there is no file. Returns a DamagedError if the file
+// is not what was written.
+func Open(c Config) (*Store, error) {
+	s := &Store{config: c, clock: c.Clock, log: c.Log}
+	if s.clock == nil {
+		s.clock = SystemClock{}
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	dir := filepath.Dir(c.Path)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	info, err := os.Stat(c.Path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if err := s.begin(); err != nil {
+			return nil, fmt.Errorf("begin state %s: %w", c.Path, err)
+		}
+		s.fresh = true
+	case err != nil:
+		return nil, fmt.Errorf("state: %w", err)
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("state %s is not a regular file", c.Path)
+	case info.Size() == 0:
+		return nil, &DamagedError{c.Path, errors.New("it is empty")} // bbolt would begin a new one in it
+	}
+	if err := s.open(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func options() *bbolt.Options {
+	o := *bbolt.DefaultOptions
+	o.Timeout = time.Second
+	o.FreelistType = bbolt.FreelistMapType
+	o.NoFreelistSync = true
+	return &o
+}
+
+// begin makes a new file under another name and renames it when it is whole, so that a file which
+// is there and empty can only be a damaged one.
+func (s *Store) begin() error {
+	path := s.config.Path + ".new"
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	db, err := bbolt.Open(path, 0o600, options())
+	if err != nil {
+		return err
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		for _, b := range buckets {
+			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
+				return err
+			}
+		}
+		meta := tx.Bucket(bucketMeta)
+		return errors.Join(
+			meta.Put(keySchema, binary.BigEndian.AppendUint32(nil, Schema)),
+			meta.Put(keyLog, encodeLog(segments{first: 1, next: 1})))
+	})
+	if err = errors.Join(err, db.Close()); err != nil {
+		return errors.Join(err, os.Remove(path))
+	}
+	if err := os.Rename(path, s.config.Path); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
+func (s *Store) open() (err error) {
+	defer s.catch(&err)
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	path, o := s.config.Path, options()
+	checked := false
+	o.OpenFile = func(name string, flag int, mode os.FileMode) (*os.File, error) {
+		f, err := os.OpenFile(name, flag&^os.O_CREATE, mode)
+		if err != nil || checked {
+			return f, err
+		}
+		checked = true
+		if err = lockFile(f, o.Timeout); err == nil {
+			s.doubt, err = checkFile(f)
+		}
+		if err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+		return f, nil
+	}
+	s.db, err = bbolt.Open(path, 0o600, o)
+	switch {
+	case errors.Is(err, berrors.ErrTimeout), errors.Is(err, errHeld):
+		return fmt.Errorf("state %s: %w", path, errHeld)
+	case err != nil && fromSystem(err):
+		return fmt.Errorf("state %s: %w", path, err)
+	case err != nil:
+		return &DamagedError{path, err}
+	}
+	if err = s.db.View(s.load); err != nil {
+		return errors.Join(err, s.db.Close())
+	}
+	return nil
+}
+
+// fromSystem tells whether it was the system that failed, and not the file's contents.
+func fromSystem(err error) bool {
+	_, isPath := errors.AsType[*fs.PathError](err)
+	_, isErrno := errors.AsType[syscall.Errno](err)
+	return isPath || isErrno
+}
+
+// catch turns a panic into a DamagedError: bbolt panics on pages that make no sense, and a file that
+// was cut short faults where it is mapped.
+func (s *Store) catch(err *error) {
+	if p := recover(); p != nil {
+		*err = &DamagedError{s.config.Path, fmt.Errorf("%v", p)}
+	}
+}
+
+// Close closes the file. What was answered is on disk already.
+func (s *Store) Close() error {
+	s.writer.Lock()
+	defer s.writer.Unlock()
+	return s.db.Close()
+}
+
+// Fresh tells whether there was no file, so that this state is empty because it is new.
+func (s *Store) Fresh() bool { return s.fresh }
+
+// Doubt says that the file was damaged in a way that may have cost the last change, and no more; nil
+// if it was not.
+func (s *Store) Doubt() error { return s.doubt }
+
+// Failure returns what went wrong with the last write, or nil.
+func (s *Store) Failure() *Error { return s.failure.Load() }
+
+func encodeLog(g segments) []byte {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, g.first), g.next)
+}
+
+func segmentKey(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
+
+// load reads everything into memory, and checks it.
+func (s *Store) load(tx *bbolt.Tx) error {
+	damaged := func(format string, args ...any) error {
+		return &DamagedError{s.config.Path, fmt.Errorf(format, args...)}
+	}
+	s.memory = memory{
+		claims:     newClaims(),
+		names:      []Origin{""},
+		numbers:    map[Origin]uint16{},
+		allows:     newAllowTable(),
+		limits:     newLimitTable(),
+		interfaces: map[string]Interface{},
+	}
+	for _, b := range buckets {
+		if tx.Bucket(b) == nil {
+			return damaged("it lacks the bucket %s", b)
+		}
+	}
+	meta := tx.Bucket(bucketMeta)
+	schema := meta.Get(keySchema)
+	if len(schema) != 4 {
+		return damaged("it lacks its schema")
+	}
+	if v := binary.BigEndian.Uint32(schema); v > Schema {
+		return fmt.Errorf("state %s has schema %d, this program knows %d: it was written by a newer Levee; install that, or move the file away",
+			s.config.Path, v, Schema)
+	}
+	if wall := meta.Get(keyWall); len(wall) == 8 {
+		s.wall = int64(binary.BigEndian.Uint64(wall))
+	}
+	if err := s.loadBoots(tx); err != nil {
+		return damaged("%w", err)
+	}
+	if err := s.loadLists(tx); err != nil {
+		return damaged("%w", err)
+	}
+	if err := s.loadSettings(tx); err != nil {
+		return damaged("%w", err)
+	}
+	log := meta.Get(keyLog)
+	if len(log) != 16 {
+		return damaged("it lacks the bounds of its log")
+	}
+	s.segments = segments{first: binary.BigEndian.Uint64(log), next: binary.BigEndian.Uint64(log[8:])}
+	if err := s.loadSegments(tx); err != nil {
+		return damaged("%w", err)
+	}
+	return nil
+}
+
+func (s *Store) loadSegments(tx *bbolt.Tx) error {
+	now := s.clock.Monotonic()
+	want := s.segments.first
+	c := tx.Bucket(bucketSegments).Cursor()
+	for k, v := c.First(); k != nil; k, v = c.Next() {
+		if !bytes.Equal(k, segmentKey(want)) {
+			return fmt.Errorf("segment %d is missing", want)
+		}
+		err := decodeSegment(v, func(e *entry) error {
+			s.segments.entries++
+			if int(e.list) >= len(s.names) || e.list == 0 {
+				return fmt.Errorf("names an unknown list %d", e.list)
+			}
+			if !e.remove && e.expires != Forever && int(e.boot) >= len(s.boots) {
+				return fmt.Errorf("names an unknown boot %d", e.boot)
+			}
+			r := s.recordOf(e, want)
+			if e.remove || r.expires <= now {
+				s.claims.remove(e.key, e.list)
+				return nil
+			}
+			r.actor, r.reason = s.texts.hold(e.actor), s.texts.hold(e.reason)
+			s.claims.put(r)
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("segment %d: %w", want, err)
+		}
+		want++
+	}
+	if want != s.segments.next {
+		return fmt.Errorf("segment %d is missing", want)
+	}
+	return nil
+}
+
+func (s *Store) loadLists(tx *bbolt.Tx) error {
+	return tx.Bucket(bucketLists).ForEach(func(k, v []byte) error {
+		if len(v) != 2 {
+			return fmt.Errorf("list %q has no number", k)
+		}
+		n := binary.BigEndian.Uint16(v)
+		if n == 0 || n >= MaxLists {
+			return fmt.Errorf("list %q has the number %d", k, n)
+		}
+		for int(n) >= len(s.names) {
+			s.names = append(s.names, "")
+		}
+		s.names[n] = Origin(k)
+		s.numbers[Origin(k)] = n
+		return nil
+	})
+}
+
+// loadBoots reads the boots that expiries refer to, and enters this one. A wall clock that is behind
+// what was seen before a reboot has not been set yet, so what was seen stands in for it.
+func (s *Store) loadBoots(tx *bbolt.Tx) error {
+	err := tx.Bucket(bucketBoots).ForEach(func(k, v []byte) error {
+		if len(k) != 2 || len(v) < 8 || int(binary.BigEndian.Uint16(k)) != len(s.boots) {
+			return errors.New("its boots make no sense")
+		}
+		s.boots = append(s.boots, boot{id: string(v[8:]), offset: int64(binary.BigEndian.Uint64(v))})
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	id := s.clock.Boot()
+	if n := len(s.boots); n == 0 || s.boots[n-1].id != id {
+		wall := max(s.clock.Now().UnixNano(), s.wall)
+		s.boots = append(s.boots, boot{id, wall - int64(s.clock.Monotonic())})
+	} else {
+		s.boots[n-1].offset = s.offsetNow()
+	}
+	s.boot = uint16(len(s.boots) - 1)
+	return nil
+}
+
+// offsetNow is how far the monotonic clock is behind the wall's.
+func (s *Store) offsetNow() int64 {
+	return s.clock.Now().UnixNano() - int64(s.clock.Monotonic())
+}
+
+// fromBoot brings an expiry from a boot's clock into this one's; 0 if it passed before this boot.
+// Within a boot the monotonic clock alone speaks; across boots the wall clock does.
+func (m *memory) fromBoot(expires uint64, n uint16) uint64 {
+	if expires == Forever || n == m.boot {
+		return expires
+	}
+	return uint64(max(int64(expires)+m.boots[n].offset-m.boots[m.boot].offset, 0))
+}
+
+// toBoot is the way back.
+func (m *memory) toBoot(expires uint64, n uint16) uint64 {
+	if expires == Forever || n == m.boot {
+		return expires
+	}
+	return uint64(max(int64(expires)+m.boots[m.boot].offset-m.boots[n].offset, 0))
+}
+
+func (s *Store) recordOf(e *entry, segment uint64) record {
+	r := record{key: e.key, created: e.created, segment: segment, list: e.list, boot: e.boot, monitor: e.monitor, expires: e.expires}
+	if !e.remove {
+		r.expires = s.fromBoot(e.expires, e.boot)
+	}
+	return r
+}
+
+func (s *Store) entryOf(r *record) entry {
+	return entry{key: r.key, list: r.list, boot: r.boot, monitor: r.monitor, created: r.created,
+		expires: s.toBoot(r.expires, r.boot), actor: s.texts.text[r.actor], reason: s.texts.text[r.reason]}
+}
+
+// write runs a transaction. After an error nothing of it is on disk, and the caller has changed
+// nothing in memory.
+func (s *Store) write(what string, f func(*bbolt.Tx) error) (failed *Error) {
+	defer func() {
+		if p := recover(); p != nil {
+			failed = &Error{Code: CodeStorage, Field: "state", Value: s.config.Path, Detail: fmt.Sprintf("%s: the file is damaged: %v", what, p)}
+		}
+		s.failure.Store(failed)
+	}()
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	if err := s.db.Update(f); err != nil {
+		return &Error{Code: CodeStorage, Field: "state", Value: s.config.Path,
+			Detail: fmt.Sprintf("%s: %v; nothing was changed", what, err)}
+	}
+	return nil
+}
+
+// wallTime says when on the wall clock a monotonic time is; zero for Forever.
+func (m *memory) wallTime(mono uint64) time.Time {
+	if mono == Forever {
+		return time.Time{}
+	}
+	return time.Unix(0, int64(mono)+m.boots[m.boot].offset).UTC()
+}
