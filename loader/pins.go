@@ -135,7 +135,11 @@ func (p pins) swap() error {
 		}
 		return nil
 	}
-	// There is nothing to exchange it with, or the kernel is older than 5.16.
+	return p.swapByRename() // there is nothing to exchange it with, or the kernel is older than 5.16
+}
+
+// swapByRename is swap in two steps; recover goes back if the second is not reached.
+func (p pins) swapByRename() error {
 	if err := os.Rename(p.set(), p.old()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("swap sets: %w", err)
 	}

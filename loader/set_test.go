@@ -2,6 +2,7 @@ package loader
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -99,7 +100,8 @@ func TestLock(t *testing.T) {
 	before := descriptors(t)
 	_, err := Open(l.config())
 	var locked *LockedError
-	if !errors.As(err, &locked) || locked.PID != os.Getpid() || locked.Path != l.lock {
+	if !errors.As(err, &locked) || locked.PID != os.Getpid() || locked.Path != l.lock ||
+		err.Error() != fmt.Sprintf("lock %s: process %d holds it", l.lock, os.Getpid()) {
 		t.Fatalf("a second set: %v", err)
 	}
 	if after := descriptors(t); after != before {
@@ -163,6 +165,17 @@ func TestFailureInTheMiddleLeavesNothing(t *testing.T) {
 	must(t, p.recover())
 	if exists(p.fresh()) || exists(p.old()) || !exists(mapPin(p.set(), bpf.LeveeMapMeta)) {
 		t.Errorf("recovered to %v", l.tree())
+	}
+
+	// A kernel that can't exchange folders.
+	must(t, os.MkdirAll(p.fresh()+"/maps", 0o700))
+	must(t, p.swapByRename())
+	if exists(p.fresh()) || exists(mapPin(p.set(), bpf.LeveeMapMeta)) || !exists(mapPin(p.old(), bpf.LeveeMapMeta)) {
+		t.Errorf("swapped to %v", l.tree())
+	}
+	must(t, p.prune())
+	if dirs, err := p.sets(); err != nil || !slices.Equal(dirs, []string{p.set()}) {
+		t.Errorf("pruned to %v, %v", dirs, err)
 	}
 }
 
