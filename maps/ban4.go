@@ -1,0 +1,680 @@
+package maps
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"sync/atomic"
+
+	"github.com/levee-xdp/levee/bpf"
+)
+
+// ban4 is the IPv4 half of the ban table; types.h, maps.h and ban.h say how it is read.
+//
+// The table is its own index. A prefix as long as its class's slots (/32, /28, /24, /20, /16) stands
+// in one slot, which says all there is to say of it, and nothing is kept of it here. What is kept
+// are the prefixes that a slot alone cannot tell: those that expand to several slots, and those
+// that lost their slot to another. So a million addresses cost no memory but that of the maps.
+type ban4 struct {
+	bits    []uint64
+	classes []uint64
+	wide    []bpf.Ban4Entry
+	table   []bpf.Ban4Entry // four of them are a bucket
+	mask    uint32
+	hash    hasher
+	epoch   *epoch
+
+	beside   map[uint64]content // key4 → a prefix that its slot alone cannot tell
+	besideOf [33]int            // how many of them have a length
+	besideIn [ban4Classes]int   // … and a class
+
+	alone int              // prefixes that stand in a slot of their own length
+	slots [ban4Classes]int // live slots
+
+	spill   []uint8 // by bucket: how many live entries were pushed past it
+	count32 nibbles // by /24: slots of class /32 within it
+	count28 nibbles // by /24: slots of class /28 within it
+
+	met   marks // while Sync runs: by slot of the table, then by slot of wide
+	round bool  // the sign of the current round of Sync: see content.round
+}
+
+// class4 is one of the five lengths to which IPv4 prefixes are expanded.
+type class4 uint8
+
+const (
+	class32     = class4(bpf.LeveeBan4ClassBAN432)
+	class28     = class4(bpf.LeveeBan4ClassBAN428)
+	class24     = class4(bpf.LeveeBan4ClassBAN424)
+	class20     = class4(bpf.LeveeBan4ClassBAN420)
+	classWide   = class4(bpf.LeveeBan4ClassBAN4WIDE)
+	ban4Classes = 5
+)
+
+const ban4Match = 0xFFFFFFFF<<32 | 3<<4 | bpf.BanTombstone | bpf.BanLive
+
+func classOf(length int) class4 {
+	switch {
+	case length > 28:
+		return class32
+	case length > 24:
+		return class28
+	case length > 20:
+		return class24
+	case length > 16:
+		return class20
+	}
+	return classWide
+}
+
+// bits is the length of the class's slots, low the shortest prefix that is expanded to it.
+func (c class4) bits() int { return 32 - 4*int(c) }
+func (c class4) low() int {
+	if c == classWide {
+		return 0
+	}
+	return c.bits() - 3
+}
+
+func mask4(addr uint32, length int) uint32 { return addr & uint32(^uint64(0)<<(32-length)) }
+
+func key4(addr uint32, length int) uint64 { return uint64(addr)<<8 | uint64(length) }
+
+func addr4(addr uint32) netip.Addr {
+	return netip.AddrFrom4([4]byte{byte(addr >> 24), byte(addr >> 16), byte(addr >> 8), byte(addr)})
+}
+
+func uint4(addr netip.Addr) uint32 {
+	a := addr.As4()
+	return binary.BigEndian.Uint32(a[:])
+}
+
+func word4(c class4, key uint32, v content) uint64 {
+	return uint64(key)<<bpf.BanKeyShift | uint64(c&3)<<bpf.BanClassShift | v.word()
+}
+
+func (b *ban4) home(c class4, key uint32) uint32 {
+	return uint32(b.hash.hash64(uint64(c)<<32|uint64(key))) & b.mask
+}
+
+// find is the twin of ban4_probe, to the letter: the live word for a key, and its expiry.
+func (b *ban4) find(c class4, key uint32) (word, expires uint64) {
+	want := uint64(key)<<bpf.BanKeyShift | uint64(c&3)<<bpf.BanClassShift | bpf.BanLive
+	home := b.home(c, key)
+	for i := range uint32(bpf.Ban4Probes) {
+		bucket := b.bucket((home + i) & b.mask)
+		ends := false
+		for j := range bucket {
+			word := atomic.LoadUint64(&bucket[j].Word)
+			if word&ban4Match == want {
+				word, expires := readEntry(&bucket[j].Word, word, &bucket[j].Expires, ban4Match, want)
+				if word != 0 {
+					return word, expires
+				}
+			}
+			ends = ends || free(word)
+		}
+		if ends {
+			break
+		}
+	}
+	return 0, 0
+}
+
+// readEntry is the twin of ban_read.
+func readEntry(at *uint64, seen uint64, expires *uint64, mask, want uint64) (word, until uint64) {
+	for range banTries {
+		until := atomic.LoadUint64(expires)
+		again := atomic.LoadUint64(at)
+		if again == seen {
+			if lived(until) {
+				return seen, until
+			}
+			return 0, 0
+		}
+		if again&mask != want {
+			return 0, 0
+		}
+		seen = again
+	}
+	return 0, 0
+}
+
+// banTries is BAN_TRIES of ban.h.
+const banTries = 4
+
+// lookup is the twin of ban4_find.
+func (b *ban4) lookup(addr uint32) (word, expires uint64) {
+	if atomic.LoadUint64(&b.bits[addr>>14])>>(addr>>8&63)&1 == 0 {
+		return 0, 0
+	}
+	for range banTries {
+		epoch := atomic.LoadUint64(b.epoch.word)
+		classes := atomic.LoadUint64(&b.classes[addr>>12]) >> ((addr >> 8 & 15) * 4)
+		word, expires = 0, 0
+		for c := class32; c <= class20; c++ {
+			if classes>>c&1 == 0 {
+				continue
+			}
+			w, e := b.find(c, mask4(addr, c.bits()))
+			if enforces(w) {
+				return w, e
+			}
+			if word == 0 {
+				word, expires = w, e
+			}
+		}
+		if classes>>class20&1 != 0 {
+			wide := &b.wide[addr>>16]
+			w, e := atomic.LoadUint64(&wide.Word), uint64(0)
+			if live(w) {
+				w, e = readEntry(&wide.Word, w, &wide.Expires, bpf.BanLive, bpf.BanLive)
+			} else {
+				w = 0
+			}
+			if enforces(w) {
+				return w, e
+			}
+			if word == 0 {
+				word, expires = w, e
+			}
+		}
+		if atomic.LoadUint64(b.epoch.word) == epoch {
+			break
+		}
+	}
+	return word, expires
+}
+
+func (b *ban4) bucket(i uint32) []bpf.Ban4Entry {
+	at := int(i) * bpf.Ban4Slots
+	return b.table[at : at+bpf.Ban4Slots : at+bpf.Ban4Slots]
+}
+
+// place is a slot for a key: where it stands, or where it could. Its number counts the table's
+// slots first and then the wide ones.
+type place struct {
+	class class4
+	key   uint32
+	at    int  // -1: nowhere
+	live  bool // it stands there
+}
+
+// locate finds the slot of a key, expired or not, or else the one where it would be put. The slots
+// in taken are not on offer.
+func (b *ban4) locate(c class4, key uint32, taken []place) place {
+	if c == classWide {
+		i := int(key >> 16)
+		return place{c, key, len(b.table) + i, live(b.wide[i].Word)}
+	}
+	want := uint64(key)<<bpf.BanKeyShift | uint64(c)<<bpf.BanClassShift | bpf.BanLive
+	home := b.home(c, key)
+	at := -1
+	for i := range uint32(bpf.Ban4Probes) {
+		n := (home + i) & b.mask
+		ends := false
+		for j, entry := range b.bucket(n) {
+			if entry.Word&ban4Match == want {
+				return place{c, key, int(n)*bpf.Ban4Slots + j, true}
+			}
+			if live(entry.Word) {
+				continue
+			}
+			ends = ends || free(entry.Word)
+			if here := int(n)*bpf.Ban4Slots + j; at < 0 && !isTaken(taken, here) {
+				at = here
+			}
+		}
+		if ends && at >= 0 {
+			break
+		}
+	}
+	return place{c, key, at, false}
+}
+
+func isTaken(taken []place, at int) bool {
+	for _, p := range taken {
+		if p.at == at {
+			return true
+		}
+	}
+	return false
+}
+
+func (b *ban4) entry(at int) *bpf.Ban4Entry {
+	if at < len(b.table) {
+		return &b.table[at]
+	}
+	return &b.wide[at-len(b.table)]
+}
+
+// says returns the content of a live slot.
+func (b *ban4) says(at int) content {
+	e := b.entry(at)
+	return contentOf(e.Word, e.Expires)
+}
+
+// own returns the prefix that is as long as its slot, if it is there: in the slot or beside it.
+func (b *ban4) own(p place) (content, bool) {
+	if p.live {
+		if v := b.says(p.at); int(v.length) == p.class.bits() {
+			v.round = b.round == (b.met == nil || b.met.get(p.at))
+			return v, true
+		}
+	}
+	if b.besideOf[p.class.bits()] == 0 {
+		return content{}, false
+	}
+	v, ok := b.beside[key4(p.key, p.class.bits())]
+	return v, ok
+}
+
+// get returns what is wanted of a prefix.
+func (b *ban4) get(addr uint32, length int) (content, bool) {
+	c := classOf(length)
+	if length == c.bits() {
+		return b.own(b.locate(c, addr, nil))
+	}
+	v, ok := b.beside[key4(addr, length)]
+	return v, ok
+}
+
+// change says what a put did.
+type change uint8
+
+const (
+	kept change = iota
+	added
+	updated
+	repaired
+)
+
+// put makes a prefix wanted. It returns false, and changes nothing, if a slot finds no room.
+func (b *ban4) put(addr uint32, length int, v content) (change, bool) {
+	v.length, v.round = uint8(length), b.round
+	c := classOf(length)
+	if length < c.bits() {
+		return b.putExpanded(c, addr, length, v)
+	}
+
+	p := b.locate(c, addr, nil)
+	if p.at < 0 {
+		return kept, false
+	}
+	old, was := b.own(p)
+	wrote := b.settle(p, v, true)
+	return changeOf(was, old.same(v), wrote), true
+}
+
+func changeOf(was, same, wrote bool) change {
+	switch {
+	case !was:
+		return added
+	case !same:
+		return updated
+	case wrote:
+		return repaired
+	}
+	return kept
+}
+
+// putExpanded puts a prefix that expands to several slots: at most eight of the table, or wide
+// ones, which are always there. All its places are found before any is written.
+func (b *ban4) putExpanded(c class4, addr uint32, length int, v content) (change, bool) {
+	if c != classWide {
+		var places [8]place
+		n := 1 << (c.bits() - length)
+		for i := range n {
+			p := b.locate(c, addr+uint32(i)<<(4*int(c)), places[:i])
+			if p.at < 0 {
+				return kept, false
+			}
+			places[i] = p
+		}
+		old, was := b.setBeside(addr, length, v)
+		wrote := false
+		for _, p := range places[:n] {
+			own, has := b.own(p)
+			wrote = b.settle(p, own, has) || wrote
+		}
+		return changeOf(was, old.same(v), wrote), true
+	}
+
+	old, was := b.setBeside(addr, length, v)
+	wrote := b.settleWide(addr, length)
+	return changeOf(was, old.same(v), wrote), true
+}
+
+// settleWide settles every wide slot of a prefix.
+func (b *ban4) settleWide(addr uint32, length int) (wrote bool) {
+	for i := range uint32(1) << (16 - length) {
+		p := b.locate(classWide, addr+i<<16, nil)
+		own, has := b.own(p)
+		wrote = b.settle(p, own, has) || wrote
+	}
+	return wrote
+}
+
+// remove makes a prefix unwanted. It returns false if it was not wanted.
+func (b *ban4) remove(addr uint32, length int) bool {
+	c := classOf(length)
+	if length == c.bits() {
+		p := b.locate(c, addr, nil)
+		if _, was := b.own(p); !was {
+			return false
+		}
+		b.clearBeside(addr, length)
+		if p.live {
+			b.settle(p, content{}, false)
+		}
+		return true
+	}
+	if !b.clearBeside(addr, length) {
+		return false
+	}
+	if c == classWide {
+		b.settleWide(addr, length)
+		return true
+	}
+	for i := range 1 << (c.bits() - length) {
+		if p := b.locate(c, addr+uint32(i)<<(4*int(c)), nil); p.live {
+			own, has := b.own(p)
+			b.settle(p, own, has)
+		}
+	}
+	return true
+}
+
+func (b *ban4) setBeside(addr uint32, length int, v content) (old content, was bool) {
+	k := key4(addr, length)
+	if old, was = b.beside[k]; !was {
+		b.besideOf[length]++
+		b.besideIn[classOf(length)]++
+	}
+	b.beside[k] = v
+	return old, was
+}
+
+func (b *ban4) clearBeside(addr uint32, length int) bool {
+	if b.besideOf[length] == 0 {
+		return false
+	}
+	k := key4(addr, length)
+	if _, ok := b.beside[k]; !ok {
+		return false
+	}
+	delete(b.beside, k)
+	b.besideOf[length]--
+	b.besideIn[classOf(length)]--
+	return true
+}
+
+// settle makes a slot say what the best of its candidates says: of its own prefix, if there is one,
+// and of the wider ones that are expanded to it. It returns whether that took a write. The slot of
+// a place that is nowhere must have no candidate.
+func (b *ban4) settle(p place, own content, has bool) bool {
+	best, any := own, has
+	if b.besideIn[p.class] > 0 {
+		for length := p.class.bits() - 1; length >= p.class.low(); length-- {
+			if b.besideOf[length] == 0 {
+				continue
+			}
+			v, ok := b.beside[key4(mask4(p.key, length), length)]
+			if ok && (!any || v.beats(best)) {
+				best, any = v, true
+			}
+		}
+	}
+
+	// Where the slot's own prefix is kept: in the slot, or beside it. It may be in both for the
+	// length of this function, and never in neither.
+	stands := any && int(best.length) == p.class.bits()
+	if has && !stands {
+		b.setBeside(p.key, p.class.bits(), own)
+	}
+	stood := p.live && int(b.says(p.at).length) == p.class.bits()
+	switch {
+	case stands && !stood:
+		b.alone++
+	case !stands && stood:
+		b.alone--
+	}
+
+	wrote := false
+	switch {
+	case !any && p.live:
+		b.clear(p)
+		wrote = true
+	case any && !p.live:
+		b.insert(p, best)
+		wrote = true
+	case any:
+		e := b.entry(p.at)
+		wrote = b.epoch.replace(&e.Word, &e.Expires, word4(p.class, p.key, best), best.expires)
+	}
+
+	if stands {
+		b.clearBeside(p.key, p.class.bits())
+	}
+	if b.met != nil && p.at >= 0 {
+		if stands && best.round == b.round {
+			b.met.set(p.at)
+		} else {
+			b.met.clear(p.at)
+		}
+	}
+	return wrote
+}
+
+// insert fills a slot. A reader finds it by the bit, the class and the word, so these come last, in
+// the reverse order: until the last of them is there the prefix is not banned, and then it is.
+func (b *ban4) insert(p place, v content) {
+	e := b.entry(p.at)
+	atomic.StoreUint64(&e.Expires, v.expires)
+	if p.class != classWide {
+		b.spillTo(p, 1)
+	}
+	atomic.StoreUint64(&e.Word, word4(p.class, p.key, v))
+	b.slots[p.class]++
+	b.cover(p.class, p.key)
+	b.epoch.grew()
+}
+
+// clear empties a slot. It leaves a tombstone if entries were pushed past its bucket: a free slot
+// would end a reader's search before it came to them. Where it was itself pushed past buckets,
+// their tombstones become free once nothing else was.
+func (b *ban4) clear(p place) {
+	b.epoch.shrinks()
+	if p.class == classWide {
+		atomic.StoreUint64(&b.entry(p.at).Word, 0)
+	} else {
+		word := uint64(0)
+		if b.spill[p.at/bpf.Ban4Slots] > 0 {
+			word = bpf.BanTombstone
+		}
+		atomic.StoreUint64(&b.entry(p.at).Word, word)
+		b.spillTo(p, -1)
+	}
+	b.slots[p.class]--
+	b.uncover(p.class, p.key)
+}
+
+// spillTo counts an entry in or out of the buckets that it was pushed past.
+func (b *ban4) spillTo(p place, by int) {
+	end := uint32(p.at / bpf.Ban4Slots)
+	for n := b.home(p.class, p.key); n != end; n = (n + 1) & b.mask {
+		b.spill[n] = uint8(int(b.spill[n]) + by)
+		if b.spill[n] != 0 {
+			continue
+		}
+		bucket := b.bucket(n)
+		for j := range bucket {
+			if !live(bucket[j].Word) {
+				atomic.StoreUint64(&bucket[j].Word, 0)
+			}
+		}
+	}
+}
+
+// Nibbles of classes: bit n stands for class n, bit 3 for both /20 and wide.
+const (
+	nibbleLow = 0x1111111111111111
+	nibble20  = 0x8888888888888888
+)
+
+// cover sets the class nibble and then the bit of each /24 that a slot touches, and returns whether
+// that took a write.
+func (b *ban4) cover(c class4, key uint32) (wrote bool) {
+	n := key >> 8
+	switch c {
+	case class32:
+		return b.count32.inc(n) && b.coverOne(n, 1)
+	case class28:
+		return b.count28.inc(n) && b.coverOne(n, 2)
+	case class24:
+		return b.coverOne(n, 4)
+	case class20:
+		wrote = or(&b.classes[n>>4], nibble20)
+		return or(&b.bits[n>>6], 0xFFFF<<(n&63)) || wrote
+	case classWide:
+		for i := range uint32(16) {
+			wrote = or(&b.classes[n>>4+i], nibble20) || wrote
+		}
+		for i := range uint32(4) {
+			wrote = or(&b.bits[n>>6+i], ^uint64(0)) || wrote
+		}
+	}
+	return wrote
+}
+
+func (b *ban4) coverOne(n uint32, nibble uint64) bool {
+	wrote := or(&b.classes[n>>4], nibble<<(n&15*4))
+	return or(&b.bits[n>>6], 1<<(n&63)) || wrote
+}
+
+func or(at *uint64, set uint64) bool {
+	old := *at
+	if old|set == old {
+		return false
+	}
+	atomic.StoreUint64(at, old|set)
+	return true
+}
+
+// uncover clears the class nibble and then the bit of each /24 that a slot touched, where no other
+// slot needs them.
+func (b *ban4) uncover(c class4, key uint32) {
+	n := key >> 8
+	switch c {
+	case class32:
+		if b.count32.dec(n) {
+			b.clearClasses(n>>4, 1<<(n&15*4))
+		}
+	case class28:
+		if b.count28.dec(n) {
+			b.clearClasses(n>>4, 2<<(n&15*4))
+		}
+	case class24:
+		b.clearClasses(n>>4, 4<<(n&15*4))
+	case class20:
+		if !live(b.wide[key>>16].Word) {
+			b.clearClasses(n>>4, nibble20)
+		}
+	case classWide:
+		for i := range uint32(16) {
+			if b.slots[class20] == 0 || !b.locate(class20, key+i<<12, nil).live {
+				b.clearClasses(n>>4+i, nibble20)
+			}
+		}
+	}
+}
+
+// clearClasses clears bits of a word of classes, and the bits of the /24s that have no class left.
+func (b *ban4) clearClasses(i uint32, unset uint64) {
+	old := b.classes[i]
+	if old&unset == 0 {
+		return
+	}
+	atomic.StoreUint64(&b.classes[i], old&^unset)
+	b.fitBits(i)
+}
+
+// fitBits makes the sixteen bits of a word of classes agree with it, and returns whether they did
+// not.
+func (b *ban4) fitBits(i uint32) bool {
+	shift := i & 3 * 16
+	at := &b.bits[i>>2]
+	old := *at
+	bits := old&^(0xFFFF<<shift) | gather(present(b.classes[i]))<<shift
+	if bits == old {
+		return false
+	}
+	atomic.StoreUint64(at, bits)
+	return true
+}
+
+// present has the lowest bit of each nibble that is not 0.
+func present(nibbles uint64) uint64 {
+	n := nibbles | nibbles>>1
+	return (n | n>>2) & nibbleLow
+}
+
+// gather brings the lowest bits of sixteen nibbles together.
+func gather(n uint64) uint64 {
+	n = (n | n>>3) & 0x0303030303030303
+	n = (n | n>>6) & 0x000F000F000F000F
+	n = (n | n>>12) & 0x000000FF000000FF
+	return (n | n>>24) & 0xFFFF
+}
+
+// nibbles counts up to 256 things in each of 2^24 cells with four bits a cell, sixteen cells to a
+// word: counts of 15 and more, which are rare, stand in a map. Memory is taken where it is used.
+type nibbles struct {
+	cells []uint64
+	many  map[uint32]uint16
+}
+
+func (n *nibbles) reset() {
+	clear(n.cells)
+	n.many = make(map[uint32]uint16)
+}
+
+// word returns sixteen cells at once; what is not 0 in it is not 0.
+func (n *nibbles) word(i uint32) uint64 {
+	if n.cells == nil {
+		return 0
+	}
+	return n.cells[i]
+}
+
+// inc returns whether the count was 0.
+func (n *nibbles) inc(i uint32) bool {
+	if n.cells == nil {
+		n.cells = make([]uint64, 1<<20)
+	}
+	shift := i & 15 * 4
+	v := n.cells[i>>4] >> shift & 15
+	if v < 15 {
+		n.cells[i>>4] += 1 << shift
+	}
+	if v >= 14 {
+		if v == 14 {
+			n.many[i] = 14
+		}
+		n.many[i]++
+	}
+	return v == 0
+}
+
+// dec returns whether the count is 0 now.
+func (n *nibbles) dec(i uint32) bool {
+	shift := i & 15 * 4
+	v := n.cells[i>>4] >> shift & 15
+	if v == 15 {
+		if n.many[i]--; n.many[i] > 14 {
+			return false
+		}
+		delete(n.many, i)
+	}
+	n.cells[i>>4] -= 1 << shift
+	return v == 1
+}

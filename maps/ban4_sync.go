@@ -1,0 +1,177 @@
+package maps
+
+import (
+	"sync/atomic"
+
+	"github.com/levee-xdp/levee/bpf"
+)
+
+// survey reads the tables and works out everything that is counted here from what stands in them.
+// What no reader could find or should believe is removed: words that are no prefix's, entries that
+// are out of a reader's reach or stand behind another of their key, tombstones that nothing lies
+// behind, classes and bits of /24s that no slot touches. It returns how many words that took.
+func (b *ban4) survey() (repaired int) {
+	b.alone = 0
+	b.slots = [ban4Classes]int{}
+	clear(b.spill)
+	b.count32.reset()
+	b.count28.reset()
+
+	for i := range b.wide {
+		e := &b.wide[i]
+		if e.Word == 0 {
+			continue
+		}
+		p := place{classWide, uint32(i) << 16, len(b.table) + i, true}
+		if !sound4(p, e.Word) {
+			atomic.StoreUint64(&e.Word, 0)
+			repaired++
+			continue
+		}
+		repaired += b.meet(p)
+	}
+
+	var garbage, tombs []int
+	for at := range b.table {
+		word := b.table[at].Word
+		switch {
+		case word == 0:
+			continue
+		case word == bpf.BanTombstone:
+			tombs = append(tombs, at)
+			continue
+		case live(word):
+			c, key := class4(word>>bpf.BanClassShift&3), uint32(word>>bpf.BanKeyShift)
+			p := b.locate(c, key, nil)
+			if p.at == at && sound4(p, word) {
+				b.spillTo(p, 1)
+				repaired += b.meet(p)
+				continue
+			}
+		}
+		garbage = append(garbage, at)
+	}
+	for _, at := range garbage {
+		b.tidy(at)
+		repaired++
+	}
+	for _, at := range tombs {
+		if b.tidy(at) {
+			repaired++
+		}
+	}
+
+	for i := range uint32(len(b.classes)) {
+		if old := b.classes[i]; old != 0 {
+			if fit := b.fitClasses(i, old); fit != old {
+				atomic.StoreUint64(&b.classes[i], fit)
+				repaired++
+			}
+		}
+		if b.fitBits(i) {
+			repaired++
+		}
+	}
+	return repaired
+}
+
+// sound4 tells whether a word says something that the writer of this package could have said.
+func sound4(p place, word uint64) bool {
+	v := contentOf(word, 0)
+	return p.key == mask4(p.key, p.class.bits()) && classOf(int(v.length)) == p.class &&
+		v.length <= 32 && uint32(v.list) < bpf.MaxLists && word == word4(p.class, p.key, v)
+}
+
+// meet counts a slot that was found live.
+func (b *ban4) meet(p place) (repaired int) {
+	b.slots[p.class]++
+	if b.cover(p.class, p.key) {
+		repaired++
+	}
+	v := b.says(p.at)
+	length := int(v.length)
+	if length == p.class.bits() {
+		b.alone++
+		b.clearBeside(p.key, length)
+		return repaired
+	}
+	addr := mask4(p.key, length)
+	if _, ok := b.beside[key4(addr, length)]; !ok {
+		v.round = !b.round // nobody has said yet that it is wanted
+		b.setBeside(addr, length, v)
+	}
+	return repaired
+}
+
+// tidy makes a slot that holds no entry free, or a tombstone if a reader must not stop there.
+func (b *ban4) tidy(at int) bool {
+	word := uint64(0)
+	if b.spill[at/bpf.Ban4Slots] > 0 {
+		word = bpf.BanTombstone
+	}
+	if b.table[at].Word == word {
+		return false
+	}
+	atomic.StoreUint64(&b.table[at].Word, word)
+	return true
+}
+
+// fitClasses returns what a word of classes should be, of which at least all is there that should.
+func (b *ban4) fitClasses(i uint32, old uint64) uint64 {
+	fit := present(b.count32.word(i)) | present(b.count28.word(i))<<1
+	if old&(nibbleLow<<2) != 0 {
+		for n := range uint32(16) {
+			if old>>(n*4)&4 != 0 && b.locate(class24, i<<12|n<<8, nil).live {
+				fit |= 4 << (n * 4)
+			}
+		}
+	}
+	if old&nibble20 != 0 && (live(b.wide[i>>4].Word) || b.locate(class20, i<<12, nil).live) {
+		fit |= nibble20
+	}
+	return fit
+}
+
+// mark begins a round of Sync: from here on every prefix that is put is marked as wanted.
+func (b *ban4) mark() {
+	b.round = !b.round
+	b.met = make(marks, (len(b.table)+len(b.wide)+63)/64)
+}
+
+// sweep ends the round: it removes every prefix that was not put since mark.
+func (b *ban4) sweep() (removed int) {
+	var stale []uint64
+	for k, v := range b.beside {
+		if v.round != b.round {
+			stale = append(stale, k)
+		}
+	}
+	// One that loses a wider prefix may come to stand in its slot: so these go first.
+	for _, k := range stale {
+		if b.remove(uint32(k>>8), int(k&0xFF)) {
+			removed++
+		}
+	}
+	for at := range len(b.table) + len(b.wide) {
+		addr, v, ok := b.standing(at)
+		if ok && !b.met.get(at) && b.remove(addr, int(v.length)) {
+			removed++
+		}
+	}
+	b.met = nil
+	return removed
+}
+
+// standing returns the prefix that stands in a slot of its own length, if one does.
+func (b *ban4) standing(at int) (addr uint32, v content, ok bool) {
+	e := b.entry(at)
+	if !live(e.Word) {
+		return 0, v, false
+	}
+	c := classWide
+	if at < len(b.table) {
+		c = class4(e.Word >> bpf.BanClassShift & 3)
+	}
+	v = contentOf(e.Word, e.Expires)
+	return uint32(e.Word >> bpf.BanKeyShift), v, int(v.length) == c.bits()
+}

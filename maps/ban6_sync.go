@@ -1,0 +1,157 @@
+package maps
+
+import (
+	"math/bits"
+	"sync/atomic"
+
+	"github.com/levee-xdp/levee/bpf"
+)
+
+// survey reads the tables and works out everything that is counted here from what stands in them;
+// see ban4.survey.
+func (b *ban6) survey() (repaired int) {
+	b.alone, b.slots, b.tier = 0, 0, [3]int{}
+	clear(b.spill)
+	clear(b.refs)
+
+	var garbage, tombs []int
+	for at := range b.table {
+		word := b.table[at].Word
+		switch {
+		case word == 0:
+			continue
+		case word == bpf.BanTombstone:
+			tombs = append(tombs, at)
+			continue
+		case live(word) && b.sound(at):
+			k := b.keyAt(at)
+			if found, there := b.locate(k, -1); there && found == at {
+				b.spillTo(k, at, 1)
+				repaired += b.meet(k, at)
+				continue
+			}
+		}
+		garbage = append(garbage, at)
+	}
+	for _, at := range garbage {
+		b.tidy(at)
+		repaired++
+	}
+	for _, at := range tombs {
+		if b.tidy(at) {
+			repaired++
+		}
+	}
+
+	tiers := uint32(0)
+	for t, n := range b.tier {
+		if n > 0 {
+			tiers |= 1 << t
+		}
+	}
+	if *b.tiers != tiers {
+		atomic.StoreUint32(b.tiers, tiers)
+		repaired++
+	}
+	return repaired + b.fitFilters()
+}
+
+// sound tells whether a slot says something that the writer of this package could have said.
+func (b *ban6) sound(at int) bool {
+	k, v := b.keyAt(at), b.says(at)
+	return v.length >= 1 && v.length <= 128 && k == mask6(k.hi, k.lo, k.length) &&
+		uint32(v.list) < bpf.MaxLists && b.table[at].Word == word6(b.hashOf(k), v)
+}
+
+// meet counts a slot that was found live.
+func (b *ban6) meet(k key6, at int) (repaired int) {
+	b.slots++
+	b.tier[tierOf(k.length)]++
+	if b.cover(k) {
+		repaired++
+	}
+	held := b.held(k)
+	if held == nil {
+		b.alone++
+		return repaired
+	}
+	// The slot of a half may say what ::/0 says: who is meant is known only if ::/0 is known.
+	if v := b.says(at); *held == nil && b.all == nil {
+		v.round = !b.round // nobody has said yet that it is wanted
+		*held = &v
+	}
+	return repaired
+}
+
+// tidy makes a slot that holds no entry free, or a tombstone if a reader must not stop there.
+func (b *ban6) tidy(at int) bool {
+	word := uint64(0)
+	if b.spill[at/bpf.Ban6Slots] > 0 {
+		word = bpf.BanTombstone
+	}
+	if b.table[at].Word == word {
+		return false
+	}
+	atomic.StoreUint64(&b.table[at].Word, word)
+	return true
+}
+
+// fitFilters clears every bit of the filters that leads to no prefix.
+func (b *ban6) fitFilters() (repaired int) {
+	fit := func(word *uint64, used func(bit int) bool) {
+		old := *word
+		now := old
+		for set := old; set != 0; set &= set - 1 {
+			if bit := bits.TrailingZeros64(set); !used(bit) {
+				now &^= 1 << bit
+			}
+		}
+		if now != old {
+			atomic.StoreUint64(word, now)
+			repaired++
+		}
+	}
+	for i := range b.filter {
+		cell := uint32(i) << 8
+		fit(&b.filter[i].Low, func(bit int) bool {
+			if bit == 0 {
+				bit = 128
+			}
+			return bit >= 32 && b.refs[cell|uint32(bit)] > 0
+		})
+		fit(&b.filter[i].High, func(bit int) bool { return b.refs[cell|uint32(64+bit)] > 0 })
+	}
+	for i := range b.wide {
+		fit(&b.wide[i], func(bit int) bool {
+			if bit > 16 {
+				return bit < 32 && b.refs[1<<31|uint32(i)<<8|uint32(bit)] > 0
+			}
+			_, there := b.locate(mask6(uint64(i)<<48, 0, bit), -1)
+			return bit > 0 && there
+		})
+	}
+	return repaired
+}
+
+// mark begins a round of Sync: from here on every prefix that is put is marked as wanted.
+func (b *ban6) mark() {
+	b.round = !b.round
+	b.met = make(marks, (len(b.table)+63)/64)
+}
+
+// sweep ends the round: it removes every prefix that was not put since mark.
+func (b *ban6) sweep() (removed int) {
+	for _, k := range []key6{{}, halfKey(0), halfKey(1)} {
+		if v := *b.held(k); v != nil && v.round != b.round && b.remove(k) {
+			removed++
+		}
+	}
+	for at := range b.table {
+		if live(b.table[at].Word) && b.says(at).length > 1 && !b.met.get(at) {
+			b.remove(b.keyAt(at))
+			removed++
+		}
+	}
+	b.met = nil
+	return removed
+}

@@ -1,0 +1,362 @@
+package maps
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+	"net/netip"
+	"sync"
+
+	"github.com/levee-xdp/levee/bpf"
+)
+
+// Bans is the ban table: which prefixes are banned, until when, and on which list. Its methods may
+// be called at the same time; those that write wait for each other.
+//
+// Every change is made so that a packet that is read meanwhile is never let pass if its source is
+// banned before and after it, nor dropped if its source is banned neither before nor after it.
+// Where prefixes overlap, a source is banned while one that enforces covers it.
+type Bans struct {
+	mu sync.Mutex
+	v4 ban4
+	v6 ban6
+}
+
+func openBans(o *opener, hash hasher, control *bpf.Control) *Bans {
+	// Grown at first: what the last writer did is not known.
+	e := &epoch{word: &control.BanEpoch, grown: true}
+	b := &Bans{
+		v4: ban4{
+			bits:    array[uint64](o, bpf.LeveeMapBan4Bits, true),
+			classes: array[uint64](o, bpf.LeveeMapBan4Classes, true),
+			wide:    array[bpf.Ban4Entry](o, bpf.LeveeMapBan4Wide, true),
+			table:   hashed[bpf.Ban4Entry](o, bpf.LeveeMapBan4Table),
+			hash:    hash,
+			epoch:   e,
+			beside:  make(map[uint64]content),
+			round:   true,
+		},
+		v6: ban6{
+			filter: hashed[bpf.Ban6Lengths](o, bpf.LeveeMapBan6Filter),
+			wide:   array[uint64](o, bpf.LeveeMapBan6Wide, true),
+			table:  hashed[bpf.Ban6Entry](o, bpf.LeveeMapBan6Table),
+			hash:   hash,
+			epoch:  e,
+			tiers:  &control.Ban6Tiers,
+			refs:   make(map[uint32]uint32),
+			round:  true,
+		},
+	}
+	if o.err != nil {
+		return nil
+	}
+	b.v4.mask = uint32(len(b.v4.table)/bpf.Ban4Slots - 1)
+	b.v4.spill = make([]uint8, len(b.v4.table)/bpf.Ban4Slots)
+	b.v6.mask = uint32(len(b.v6.table)/bpf.Ban6Slots - 1)
+	b.v6.filterMask = uint32(len(b.v6.filter) - 1)
+	b.v6.spill = make([]uint8, len(b.v6.table)/bpf.Ban6Slots)
+	return b
+}
+
+// adopt learns what the tables hold. A prefix that others hide in all of its slots is learnt only
+// from the next Sync, which must follow if the tables were not empty.
+func (b *Bans) adopt() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.v4.survey()
+	b.v6.survey()
+}
+
+// Put bans a prefix, or changes its ban. Returns a *FullError, and leaves everything as it was, if
+// the table has no room; other errors say what is wrong with the ban.
+func (b *Bans) Put(ban Ban) error {
+	ban, err := ban.normal()
+	if err != nil {
+		return err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if _, ok := b.put(ban); !ok {
+		return b.full(ban.Prefix)
+	}
+	return nil
+}
+
+func (b *Bans) put(ban Ban) (change, bool) {
+	v := content{expires: ban.Expires, list: ban.List, monitor: ban.Monitor}
+	if addr := ban.Prefix.Addr(); addr.Is4() {
+		return b.v4.put(uint4(addr), ban.Prefix.Bits(), v)
+	}
+	return b.v6.put(keyOf6(ban.Prefix), v)
+}
+
+func (b *Bans) full(p netip.Prefix) *FullError {
+	if p.Addr().Is4() {
+		return &FullError{Prefix: p.String(), Table: bpf.LeveeMapBan4Table, Used: b.v4.used(),
+			Slots: len(b.v4.table), Setting: "ban4_entries"}
+	}
+	return &FullError{Prefix: p.String(), Table: bpf.LeveeMapBan6Table, Used: b.v6.slots,
+		Slots: len(b.v6.table), Setting: "ban6_entries"}
+}
+
+// Delete takes a prefix's ban away, and returns whether there was one. Other prefixes that cover
+// the same addresses go on banning them.
+func (b *Bans) Delete(p netip.Prefix) bool {
+	p, err := normalPrefix(p)
+	if err != nil {
+		return false
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if addr := p.Addr(); addr.Is4() {
+		return b.v4.remove(uint4(addr), p.Bits())
+	}
+	return b.v6.remove(keyOf6(p))
+}
+
+// Get returns the ban of exactly this prefix, also if it has expired.
+func (b *Bans) Get(p netip.Prefix) (Ban, bool) {
+	p, err := normalPrefix(p)
+	if err != nil {
+		return Ban{}, false
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var v content
+	var ok bool
+	if addr := p.Addr(); addr.Is4() {
+		v, ok = b.v4.get(uint4(addr), p.Bits())
+	} else {
+		v, ok = b.v6.get(keyOf6(p))
+	}
+	if !ok {
+		return Ban{}, false
+	}
+	return Ban{Prefix: p, List: v.list, Monitor: v.monitor, Expires: v.expires}, true
+}
+
+// Lookup answers for an address as the program does: the ban by which its packets are dropped, or
+// else one that monitors, that has not expired. Several may cover the address; which of those of
+// a kind is named is the table's choice. An IPv4 address mapped into IPv6 is an IPv4 address. It
+// waits for no writer.
+func (b *Bans) Lookup(addr netip.Addr) (Ban, bool) {
+	if !addr.IsValid() {
+		return Ban{}, false
+	}
+	addr = addr.Unmap().WithZone("")
+	var word, expires uint64
+	if addr.Is4() {
+		word, expires = b.v4.lookup(uint4(addr))
+	} else {
+		k := keyOf6(netip.PrefixFrom(addr, 128))
+		word, expires = b.v6.lookup(k.hi, k.lo)
+	}
+	if word == 0 {
+		return Ban{}, false
+	}
+	return contentOf(word, expires).ban(addr), true
+}
+
+// Len returns how many prefixes have a ban.
+func (b *Bans) Len() (v4, v6 int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.v4.alone + len(b.v4.beside), b.v6.len()
+}
+
+// Capacity returns how many slots the hashed tables have. IPv4 prefixes of up to 16 bits need none.
+func (b *Bans) Capacity() (v4, v6 int) { return len(b.v4.table), len(b.v6.table) }
+
+// Slots returns how many slots of the hashed tables are used.
+func (b *Bans) Slots() (v4, v6 int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.v4.used(), b.v6.slots
+}
+
+// PutAll puts many bans. It goes on past those that find no room or are wrong, and then returns an
+// error that names the first: a *FullError if one found no room. The sequence must not call Bans.
+func (b *Bans) PutAll(bans iter.Seq[Ban]) (Changes, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	l := bulk{bans: b}
+	l.load(bans)
+	l.changes.Full = len(l.left)
+	return l.changes, l.err()
+}
+
+// Sync makes the table equal to a wanted set: what is wanted is put first, then what is not wanted
+// is taken away, and what the table holds already is not written. So an address that is banned
+// before and after is banned all the time, whichever prefixes ban it. It reads the whole table
+// first, and puts right what does not belong there. Errors are those of PutAll; the wanted bans
+// that found no room while the unwanted ones were there have been tried again. The sequence must
+// not call Bans; of a prefix that occurs twice, the last counts.
+func (b *Bans) Sync(wanted iter.Seq[Ban]) (Changes, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	l := bulk{bans: b}
+	l.changes.Repaired = b.v4.survey() + b.v6.survey()
+	b.v4.mark()
+	b.v6.mark()
+	l.load(wanted)
+	l.changes.Removed = b.v4.sweep() + b.v6.sweep()
+
+	left := l.left
+	l.left = nil
+	for _, ban := range left {
+		l.add(ban)
+	}
+	l.changes.Full = len(l.left)
+	return l.changes, l.err()
+}
+
+// bulk puts many bans under the lock.
+type bulk struct {
+	bans    *Bans
+	changes Changes
+	left    []Ban // found no room
+	wrong   error // the first that was wrong
+	wrongs  int
+}
+
+// load puts a sequence of bans. It works in batches: what a put needs of the tables lies in places
+// that have nothing to do with each other, so a first walk asks for the memory of a whole batch at
+// once, and the second one finds it at hand.
+func (l *bulk) load(bans iter.Seq[Ban]) {
+	batch := make([]Ban, 0, 256)
+	flush := func() {
+		l.bans.v4.touch(batch)
+		for _, ban := range batch {
+			l.add(ban)
+		}
+		batch = batch[:0]
+	}
+	for ban := range bans {
+		ban, err := ban.normal()
+		if err != nil {
+			l.wrongs++
+			if l.wrong == nil {
+				l.wrong = err
+			}
+			continue
+		}
+		if batch = append(batch, ban); len(batch) == cap(batch) {
+			flush()
+		}
+	}
+	flush()
+}
+
+func (l *bulk) add(ban Ban) {
+	what, ok := l.bans.put(ban)
+	if !ok {
+		l.left = append(l.left, ban)
+		return
+	}
+	switch what {
+	case added:
+		l.changes.Added++
+	case updated:
+		l.changes.Updated++
+	case repaired:
+		l.changes.Repaired++
+	case kept:
+		l.changes.Kept++
+	}
+}
+
+func (l *bulk) err() error {
+	var errs []error
+	if len(l.left) > 0 {
+		full := l.bans.full(l.left[0].Prefix)
+		full.More = len(l.left) - 1
+		errs = append(errs, full)
+	}
+	if l.wrong != nil {
+		if l.wrongs > 1 {
+			l.wrong = fmt.Errorf("%w, and %d more", l.wrong, l.wrongs-1)
+		}
+		errs = append(errs, l.wrong)
+	}
+	return errors.Join(errs...)
+}
+
+// All yields every ban, expired ones too, in no order. It holds no lock while it yields: bans that
+// change meanwhile may be missed, or told twice.
+func (b *Bans) All() iter.Seq[Ban] {
+	return func(yield func(Ban) bool) {
+		var batch []Ban
+		at := 0
+		for at >= 0 {
+			b.mu.Lock()
+			batch, at = b.some(batch[:0], at)
+			b.mu.Unlock()
+			for _, ban := range batch {
+				if !yield(ban) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// some gathers bans from a position on, and returns the next position, or -1 at the end. Positions
+// count the steps of some thousand slots in which the tables are walked: first what is held beside
+// them, then IPv4, then IPv6.
+func (b *Bans) some(batch []Ban, at int) ([]Ban, int) {
+	const step = 4096
+	if at == 0 {
+		for k, v := range b.v4.beside {
+			batch = append(batch, v.ban(addr4(uint32(k>>8))))
+		}
+		for _, k := range []key6{{}, halfKey(0), halfKey(1)} {
+			if v := *b.v6.held(k); v != nil {
+				batch = append(batch, v.ban(k.addr()))
+			}
+		}
+		return batch, 1
+	}
+	slots4 := len(b.v4.table) + len(b.v4.wide)
+	from := (at - 1) * step
+	for i := from; i < min(from+step, slots4); i++ {
+		if k, v, ok := b.v4.standing(i); ok {
+			batch = append(batch, v.ban(addr4(k)))
+		}
+	}
+	for i := max(from, slots4); i < min(from+step, slots4+len(b.v6.table)); i++ {
+		if e := &b.v6.table[i-slots4]; live(e.Word) && b.v6.says(i-slots4).length > 1 {
+			k := b.v6.keyAt(i - slots4)
+			batch = append(batch, b.v6.says(i-slots4).ban(k.addr()))
+		}
+	}
+	if from+step >= slots4+len(b.v6.table) {
+		return batch, -1
+	}
+	return batch, at + 1
+}
+
+// used returns how many slots of the hashed table are live.
+func (b *ban4) used() int {
+	return b.slots[class32] + b.slots[class28] + b.slots[class24] + b.slots[class20]
+}
+
+// touch reads what puts of these bans are going to need. Its result means nothing: it is there so
+// that the reads are not optimised away.
+//
+//go:noinline
+func (b *ban4) touch(bans []Ban) (sum uint64) {
+	for _, ban := range bans {
+		addr := ban.Prefix.Addr()
+		if !addr.Is4() {
+			continue
+		}
+		c := classOf(ban.Prefix.Bits())
+		if c == classWide {
+			continue
+		}
+		a := uint4(addr)
+		sum += b.table[int(b.home(c, a))*bpf.Ban4Slots].Word + b.classes[a>>12] + b.bits[a>>14] +
+			b.count32.word(a>>12)
+	}
+	return sum
+}
