@@ -74,8 +74,12 @@ func pin(cpu int) error {
 }
 
 // threadTime is the CPU time of the calling thread: what others take from its CPU is not in it.
-func threadTime() time.Duration {
+func threadTime() time.Duration { return clock(unix.CLOCK_THREAD_CPUTIME_ID) }
+
+func monotonic() time.Duration { return clock(unix.CLOCK_MONOTONIC) }
+
+func clock(id int32) time.Duration {
 	var ts unix.Timespec
-	_ = unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts)
+	_ = unix.ClockGettime(id, &ts)
 	return time.Duration(ts.Nano())
 }

@@ -46,6 +46,7 @@ type part struct {
 var allParts = []part{
 	{"program", (*bench).programs},
 	{"stages", (*bench).stages},
+	{"cpus", (*bench).cpus},
 }
 
 func main() {
