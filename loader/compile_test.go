@@ -47,6 +47,7 @@ func TestCompile(t *testing.T) {
 	must(t, s.Close())
 	config := l.config()
 	config.Spec = spec
+	config.Features = bpf.DefaultFeatures()
 	s = l.openWith(config)
 	if adopted, why := s.Adopted(); !adopted {
 		t.Error(why)

@@ -23,8 +23,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// smallSizes keep a set cheap.
-var smallSizes = bpf.Sizes{Ban4Entries: 1 << 10, Ban6Entries: 1 << 10, Sources: 1 << 10, Allows: 1 << 4}
+// What keeps a set cheap: small tables, and a program that the verifier is soon done with.
+var (
+	smallSizes = bpf.Sizes{Ban4Entries: 1 << 10, Ban6Entries: 1 << 10, Sources: 1 << 10, Allows: 1 << 4}
+	quick      = bpf.Features{Sanity: true, Martians: true}
+)
 
 var testNumber atomic.Int64
 
@@ -80,7 +83,7 @@ func must(t testing.TB, err error) {
 }
 
 func (l *lab) config() Config {
-	return Config{Root: l.root, Lock: l.lock, Sizes: smallSizes, Log: slog.New(slog.NewTextHandler(testLog{l}, nil))}
+	return Config{Root: l.root, Lock: l.lock, Sizes: smallSizes, Features: quick, Log: slog.New(slog.NewTextHandler(testLog{l}, nil))}
 }
 
 type testLog struct{ testing.TB }

@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/levee-xdp/levee/bpf"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -74,9 +73,6 @@ func (g *gapDetector) stop() (sent, passed int) {
 	}
 }
 
-// quick features load fast.
-var quick = bpf.Features{Sanity: true, Martians: true}
-
 // TestKilledChild is the process that TestKilledAtAnyTime kills: it restarts, changes its sizes and
 // its features, upgrades and attaches, over and over.
 func TestKilledChild(t *testing.T) {
@@ -135,9 +131,7 @@ func TestKilledAtAnyTime(t *testing.T) {
 			t.Fatalf("after a kill: program %d in %s mode; pins %v", id, mode, l.tree())
 		}
 	}
-	c := l.config()
-	c.Features = quick
-	s := l.openWith(c)
+	s := l.open()
 	_, err := s.Upgrade()
 	must(t, err)
 	a := l.attach(s, "net0", ModeAuto)

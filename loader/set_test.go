@@ -65,7 +65,9 @@ func TestOpenCreatesThenAdopts(t *testing.T) {
 func TestShieldStaysWhileNobodyRuns(t *testing.T) {
 	l := newLab(t)
 	l.veth("net0", 1500)
-	s := l.open()
+	c := l.config()
+	c.Features = bpf.Features{} // the defaults
+	s := l.openWith(c)
 	a := l.attach(s, "net0", ModeAuto)
 	if a.Mode != ModeNative || a.Why != "" || a.Ifindex == 0 || a.ProgramID == 0 || len(a.ProgramTag) != 16 {
 		t.Errorf("attachment %+v", a)
@@ -80,7 +82,7 @@ func TestShieldStaysWhileNobodyRuns(t *testing.T) {
 	l.send("net0", clean, 5)
 	l.eventually("clean packets pass", func() bool { return l.packets(a.Slot, bpf.ReasonClean) == 5 })
 
-	s = l.open()
+	s = l.openWith(c)
 	if b := l.attach(s, "net0", ModeAuto); b != a {
 		t.Errorf("after a restart %+v, was %+v", b, a)
 	}
@@ -189,8 +191,7 @@ func TestUpgradeByLinkUpdate(t *testing.T) {
 	must(t, s.Close())
 
 	c := l.config()
-	c.Features = bpf.DefaultFeatures()
-	c.Features.Events = false
+	c.Features.Events = true
 	s = l.openWith(c)
 	if adopted, why := s.Adopted(); !adopted {
 		t.Fatal(why)
@@ -233,12 +234,13 @@ func TestUpgradeOfAnotherAttachType(t *testing.T) {
 	must(t, err)
 	spec.Programs[bpf.LeveeProgLevee].AttachType = ebpf.AttachNone
 	c.Spec = spec
-	c.Features = bpf.Features{Sanity: true, Martians: true}
 	s := l.openWith(c)
 	a := l.attach(s, "net0", ModeAuto)
 	must(t, s.Close())
 
-	s = l.open()
+	c = l.config()
+	c.Features.Events = true
+	s = l.openWith(c)
 	changed, err := s.Upgrade()
 	must(t, err)
 	if len(changed) != 1 || changed[0].LinkID != a.LinkID || changed[0].ProgramID == a.ProgramID {
