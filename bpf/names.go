@@ -2,27 +2,47 @@ package bpf
 
 import "fmt"
 
-// Short names for the generated types, for the packages that read and write the tables.
+// Short names for the types that bpf2go generates. bpf/types.h says what each field means, in which
+// unit, and who writes it.
 type (
-	Allow           = LeveeAllow
+	// Allow is the value of an allow entry.
+	Allow = LeveeAllow
+	// AggregateBucket holds the arrival times of four prefixes.
 	AggregateBucket = LeveeAggregateBucket
-	Ban4Bucket      = LeveeBan4Bucket
-	Ban4Entry       = LeveeBan4Entry
-	Ban6Bucket      = LeveeBan6Bucket
-	Ban6Entry       = LeveeBan6Entry
-	Ban6Lengths     = LeveeBan6Lengths
-	Control         = LeveeControl
-	Counter         = LeveeCounter
-	Event           = LeveeEvent
-	Interface       = LeveeInterface
-	Limit           = LeveeLimit
-	Meta            = LeveeMeta
-	PendingSet      = LeveePendingSet
-	Rate            = LeveeRate
-	PrefixKey       = LeveePrefixKey
-	SourceCounts    = LeveeSourceCounts
-	SourceState     = LeveeSourceState
-	SourceTags      = LeveeSourceTags
+	// Ban4Bucket is a cache line of four IPv4 bans.
+	Ban4Bucket = LeveeBan4Bucket
+	// Ban4Entry is an IPv4 ban.
+	Ban4Entry = LeveeBan4Entry
+	// Ban6Bucket is a cache line of two IPv6 bans.
+	Ban6Bucket = LeveeBan6Bucket
+	// Ban6Entry is an IPv6 ban.
+	Ban6Entry = LeveeBan6Entry
+	// Ban6Lengths is a cell of the filter in front of the IPv6 bans.
+	Ban6Lengths = LeveeBan6Lengths
+	// Control holds the run-time switches.
+	Control = LeveeControl
+	// Counter counts packets and bytes, per CPU.
+	Counter = LeveeCounter
+	// Event is a sampled packet as the ring buffer carries it.
+	Event = LeveeEvent
+	// Interface names the owner of a slot of the counters.
+	Interface = LeveeInterface
+	// Limit is a limit's thresholds, penalty and grouping.
+	Limit = LeveeLimit
+	// Meta says what a pinned set is.
+	Meta = LeveeMeta
+	// PendingSet is what a CPU has counted for sources and not handed over yet.
+	PendingSet = LeveePendingSet
+	// PrefixKey is the key of the tries.
+	PrefixKey = LeveePrefixKey
+	// Rate is a rate as GCRA knows it.
+	Rate = LeveeRate
+	// SourceCounts is what is only counted of a source.
+	SourceCounts = LeveeSourceCounts
+	// SourceState is a source's key and its arrival times.
+	SourceState = LeveeSourceState
+	// SourceTags is a cache line of eight sources' tags.
+	SourceTags = LeveeSourceTags
 )
 
 // Family is a packet's network protocol, as the counters know it.
