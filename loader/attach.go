@@ -369,5 +369,8 @@ func (p pins) unlink(pin string) (bool, error) {
 	if err := l.Detach(); err != nil {
 		return false, err
 	}
-	return true, os.Remove(path)
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) { // a daemon may have seen it, too
+		return true, err
+	}
+	return true, nil
 }

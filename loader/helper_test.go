@@ -193,7 +193,12 @@ func (l *lab) sendFrame(name string, b []byte) {
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 	must(l, err)
 	defer unix.Close(fd)
-	must(l, unix.Sendto(fd, b, 0, &unix.SockaddrLinklayer{Ifindex: peer.Attrs().Index, Halen: 6}))
+	var sendErr error
+	l.eventually("a frame is sent", func() bool { // ENOBUFS: it was dropped on its way to the peer
+		sendErr = unix.Sendto(fd, b, 0, &unix.SockaddrLinklayer{Ifindex: peer.Attrs().Index, Halen: 6})
+		return !errors.Is(sendErr, unix.ENOBUFS)
+	})
+	must(l, sendErr)
 }
 
 // send sends n frames through the peer of a shielded interface.
