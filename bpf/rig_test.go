@@ -67,7 +67,7 @@ func load(tb testing.TB, c rig.Config) *rig.Rig {
 // loadDefault returns the program with all its stages.
 func loadDefault(tb testing.TB) *rig.Rig {
 	tb.Helper()
-	return load(tb, rig.Config{Slot: testSlot})
+	return load(tb, configOf(bpf.DefaultFeatures()))
 }
 
 // loadFrags returns the program as loaded for multi-buffer packets.
@@ -75,7 +75,11 @@ func loadFrags(tb testing.TB) *rig.Rig {
 	tb.Helper()
 	features := bpf.DefaultFeatures()
 	features.Frags = true
-	return load(tb, rig.Config{Slot: testSlot, Features: features})
+	return load(tb, configOf(features))
+}
+
+func configOf(features bpf.Features) rig.Config {
+	return rig.Config{Slot: testSlot, Features: features}
 }
 
 func run(tb testing.TB, r *rig.Rig, frame []byte) uint32 {
