@@ -2,20 +2,22 @@ package main
 
 import (
 	"fmt"
-	"maps"
+	"iter"
 	"math/rand/v2"
 	"net/netip"
-	"slices"
+	"time"
 
 	"github.com/cilium/ebpf"
 
 	"github.com/levee-xdp/levee/bpf"
+	"github.com/levee-xdp/levee/maps"
 )
 
 // A limit that no packet breaks, so that what passes is charged for all that it can be charged.
 const (
-	clearPackets = 100_000_000       // per second
-	clearBits    = 1_000_000_000_000 // per second
+	clearPackets = 10_000_000      // per second
+	clearBits    = 100_000_000_000 // per second
+	clearBurst   = 100             // seconds' worth
 )
 
 const xdpHasFrags = 1 << 5
@@ -32,7 +34,7 @@ type shield struct {
 	sizes   bpf.Sizes
 	secret  [2]uint64
 	maps    map[string]*ebpf.Map
-	control bpf.Control
+	tables  *maps.Tables
 	closers []interface{ Close() error }
 }
 
@@ -47,7 +49,7 @@ func newShield(sizes bpf.Sizes, bans ...[]netip.Prefix) (*shield, error) {
 		return nil, err
 	}
 	for name, m := range spec.Maps {
-		if name == ".rodata" || slices.Contains(perCase, name) {
+		if name == ".rodata" {
 			continue
 		}
 		if s.maps[name], err = ebpf.NewMap(m); err != nil {
@@ -55,40 +57,53 @@ func newShield(sizes bpf.Sizes, bans ...[]netip.Prefix) (*shield, error) {
 		}
 		s.closers = append(s.closers, s.maps[name])
 	}
-	if err := fillBans(s.maps, s.secret, slices.Concat(bans...)); err != nil {
+	err = s.maps[bpf.LeveeMapMeta].Put(uint32(0), bpf.Meta{Schema: bpf.Schema, Secret: s.secret})
+	if err != nil {
+		return nil, fmt.Errorf("write the meta map: %w", err)
+	}
+	if s.tables, err = maps.Open(s.maps); err != nil {
 		return nil, err
 	}
-	s.control = bpf.Control{
-		EventBudget: 100,
-		Ban6Tiers:   bpf.Ban6Tier48 | bpf.Ban6Tier32,
-		SourceIdle:  3600e9, // longer than a run: what is tracked stays so
-	}
-	if err := s.set(s.control); err != nil {
+	if _, err := s.tables.Bans.PutAll(entries(bans...)); err != nil {
 		return nil, err
 	}
-	return s, s.setLimit(clearLimit())
+	if err := s.usual(); err != nil {
+		return nil, err
+	}
+	return s, s.tables.Limits.Put(0, clearLimit())
 }
 
-func clearLimit() bpf.Limit {
-	l := bpf.Limit{Flags: bpf.LimitEnabled | bpf.LimitCoarse, Group4: 32, Group6: 64, Aggregate4: 24, Aggregate6: 48}
-	for i := range l.Threshold {
-		l.Threshold[i] = rate(clearPackets)
+// entries makes bans without an end out of prefixes.
+func entries(lists ...[]netip.Prefix) iter.Seq[maps.Ban] {
+	return func(yield func(maps.Ban) bool) {
+		for _, list := range lists {
+			for _, prefix := range list {
+				if !yield(maps.Ban{Prefix: prefix, List: 1, Expires: bpf.Forever}) {
+					return
+				}
+			}
+		}
 	}
-	l.Threshold[bpf.ThresholdBits] = rate(clearBits / 8)
+}
+
+// usual sets the switches as they are when nothing else is said.
+func (s *shield) usual() error {
+	c := s.tables.Control
+	c.SetMonitor(false)
+	c.SetEventBudget(eventBudget)
+	// Longer than a run: what is tracked stays so, and what is not finds no room.
+	return c.SetSourceIdle(time.Hour)
+}
+
+const eventBudget = 100
+
+func clearLimit() maps.Limit {
+	var l maps.Limit
+	for i := range l.Thresholds {
+		l.Thresholds[i] = maps.Rate{PerSecond: clearPackets, Burst: clearBurst * clearPackets}
+	}
+	l.Thresholds[bpf.ThresholdBits] = maps.Rate{PerSecond: clearBits, Burst: clearBurst * clearBits}
 	return l
-}
-
-// rate is so many packets or bytes per second, with a burst of one second.
-func rate(perSecond float64) bpf.Rate {
-	return bpf.Rate{Cost: uint64(1e9 / perSecond * (1 << bpf.CostShift)), Burst: 1e9}
-}
-
-func (s *shield) set(control bpf.Control) error {
-	return s.maps[bpf.LeveeMapControls].Put(uint32(0), control)
-}
-
-func (s *shield) setLimit(l bpf.Limit) error {
-	return s.maps[bpf.LeveeMapLimits].Put(uint32(0), l)
 }
 
 // stage is a place where sources are counted: the maps of one case.
@@ -100,7 +115,10 @@ type stage struct {
 
 // newStage makes a case's own maps; what its programs count stands under a slot of its own.
 func (s *shield) newStage(slot uint32) (*stage, error) {
-	st := &stage{shield: s, slot: slot, maps: maps.Clone(s.maps)}
+	st := &stage{shield: s, slot: slot, maps: make(map[string]*ebpf.Map)}
+	for name, m := range s.maps {
+		st.maps[name] = m
+	}
 	spec, err := bpf.LoadLevee()
 	if err != nil {
 		return nil, err
@@ -149,26 +167,21 @@ func (st *stage) load(features bpf.Features) (*ebpf.Program, error) {
 
 // verdicts says how often each reason ended a packet's way so far.
 func (st *stage) verdicts() (map[bpf.Reason]uint64, error) {
+	counts, err := st.shield.tables.Counters.Read()
+	if err != nil {
+		return nil, err
+	}
 	all := make(map[bpf.Reason]uint64)
-	m := st.maps[bpf.LeveeMapCounters]
-	for reason := range bpf.ReasonMax {
-		for i := range uint32(bpf.FamilyMax) * 2 {
-			var perCPU []bpf.Counter
-			index := (st.slot*uint32(bpf.ReasonMax)+uint32(reason))*uint32(bpf.FamilyMax)*2 + i
-			if err := m.Lookup(index, &perCPU); err != nil {
-				return nil, fmt.Errorf("read the counters: %w", err)
-			}
-			for _, c := range perCPU {
-				if c.Packets > 0 {
-					all[reason] += c.Packets
-				}
-			}
+	for _, c := range counts {
+		if c.Slot == st.slot && c.Packets > 0 {
+			all[c.Reason] += c.Packets
 		}
 	}
 	return all, nil
 }
 
 func (s *shield) close() {
+	_ = s.tables.Close()
 	for _, c := range s.closers {
 		_ = c.Close()
 	}

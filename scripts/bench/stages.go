@@ -4,20 +4,22 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
-	"maps"
+	stdmaps "maps"
 	"math/rand/v2"
+	"time"
 
 	"github.com/cilium/ebpf"
 
 	"github.com/levee-xdp/levee/bpf"
+	"github.com/levee-xdp/levee/maps"
 )
 
 // variant is Levee with something else than usual.
 type variant struct {
 	name    string
 	feature func(*bpf.Features)
-	control func(*bpf.Control)
-	limit   func(*bpf.Limit)
+	control func(*maps.Control) error
+	limit   func(*maps.Limit)
 	allows  int // allow entries
 	frags   bool
 	drop    float64 // what it may cost banned sources, to the usual
@@ -35,29 +37,35 @@ func variants() []variant {
 		{name: "limits alone", feature: func(f *bpf.Features) { *f = bpf.Features{Limits: true} }},
 		{name: "parse and count", feature: func(f *bpf.Features) { *f = bpf.Features{} }},
 		{name: "multi-buffer", frags: true, feature: func(f *bpf.Features) { f.Frags = true }},
-		{name: "monitor", control: func(c *bpf.Control) { c.Monitor = 1 }, drop: 1.1},
-		{name: "events, budget 0", control: func(c *bpf.Control) { c.EventBudget = 0 }},
-		{name: "events, budget 1M", control: func(c *bpf.Control) { c.EventBudget = 1_000_000 }},
+		{name: "monitor", control: func(c *maps.Control) error { c.SetMonitor(true); return nil }, drop: 1.1},
+		{name: "events, budget 0", control: budget(0)},
+		{name: "events, budget 1M", control: budget(1_000_000)},
 		{name: "10,000 allows", allows: 10_000},
-		{name: "exact clock", limit: func(l *bpf.Limit) { l.Flags &^= bpf.LimitCoarse }},
-		{name: "packets' threshold alone", limit: func(l *bpf.Limit) {
-			l.Threshold = [6]bpf.Rate{bpf.ThresholdPackets: l.Threshold[bpf.ThresholdPackets]}
+		{name: "exact clock", limit: func(l *maps.Limit) {
+			l.Thresholds[bpf.ThresholdICMP] = maps.Rate{PerSecond: clearPackets, Burst: 10} // too short for the coarse one
 		}},
-		{name: "aggregate of all", limit: func(l *bpf.Limit) {
-			l.Flags |= bpf.LimitAggregate
-			l.Aggregate = rate(clearPackets)
+		{name: "packets' threshold alone", limit: func(l *maps.Limit) {
+			l.Thresholds = [bpf.ThresholdMax]maps.Rate{bpf.ThresholdPackets: l.Thresholds[bpf.ThresholdPackets]}
 		}},
+		{name: "aggregate of all", limit: func(l *maps.Limit) { l.AggregateAlways = true }},
 		{name: "over the limit", limit: tight(0)},
-		{name: "in penalty", limit: tight(3600e9), only: oneSource},
-		{name: "newcomers evict", control: func(c *bpf.Control) { c.SourceIdle = 0 }, only: randomSources},
+		{name: "in penalty", limit: tight(time.Hour), only: oneSource},
+		{name: "newcomers evict", control: func(c *maps.Control) error { return c.SetSourceIdle(1) }, only: randomSources},
 	}
 }
 
 // tight makes a limit that all but a packet a second breaks.
-func tight(penalty uint64) func(*bpf.Limit) {
-	return func(l *bpf.Limit) {
-		l.Threshold[bpf.ThresholdPackets] = rate(1)
+func tight(penalty time.Duration) func(*maps.Limit) {
+	return func(l *maps.Limit) {
+		l.Thresholds[bpf.ThresholdPackets] = maps.Rate{PerSecond: 1}
 		l.Penalty = penalty
+	}
+}
+
+func budget(events uint32) func(*maps.Control) error {
+	return func(c *maps.Control) error {
+		c.SetEventBudget(events)
+		return nil
 	}
 }
 
@@ -106,6 +114,9 @@ func (b *bench) stageCosts() error {
 	var probes []*probe
 	for i, name := range []string{oneSource, randomSources, bannedSources + inOrder, manySources + inOrder} {
 		for _, v6 := range []bool{false, true} {
+			if b.quick && (i > 1 || v6 != (i == 1)) {
+				continue
+			}
 			c := &stageCase{v6: v6, field: make(map[parts]*probe)}
 			for _, c.source = range b.cases(v6) {
 				if c.source.name == name {
@@ -163,7 +174,7 @@ func (b *bench) variantProbe(wrap [2]*wrappers, st *stage, v variant, c *stageCa
 		if err != nil {
 			return nil, err
 		}
-		st = &stage{shield: st.shield, slot: st.slot, maps: maps.Clone(st.maps)}
+		st = &stage{shield: st.shield, slot: st.slot, maps: stdmaps.Clone(st.maps)}
 		st.maps[bpf.LeveeMapAllows] = m
 	}
 	program, err := st.load(features)
@@ -183,17 +194,19 @@ func (b *bench) variantProbe(wrap [2]*wrappers, st *stage, v variant, c *stageCa
 		p.warm = 0 // the first variant has filled the tables
 	}
 	p.before = func() error {
-		control, limit := st.shield.control, clearLimit()
-		if v.control != nil {
-			v.control(&control)
+		if err := st.shield.usual(); err != nil {
+			return err
 		}
+		if v.control != nil {
+			if err := v.control(st.shield.tables.Control); err != nil {
+				return err
+			}
+		}
+		limit := clearLimit()
 		if v.limit != nil {
 			v.limit(&limit)
 		}
-		if err := st.shield.set(control); err != nil {
-			return err
-		}
-		return st.shield.setLimit(limit)
+		return st.shield.tables.Limits.Put(0, limit)
 	}
 	return p, nil
 }
