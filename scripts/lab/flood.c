@@ -77,13 +77,17 @@ static __always_inline __u16 fold(__u32 sum)
 	return sum;
 }
 
-/* Any IPv4 address but those of 0/8, 10/8, 127/8, multicast and above; any of 2000::/3. */
+/*
+ * Any IPv4 address but those of 0/8, 10/8, 127/8, multicast and above; any of 2400::/12, 2600::/12,
+ * 2800::/12 and 2a00::/12, which is where the internet's IPv6 hosts are.
+ */
 static __always_inline void random_address(union address *addr)
 {
 	if (cfg_ipv6) {
 		for (int i = 0; i < 4; i++)
 			addr->dword[i] = bpf_get_prandom_u32();
-		addr->byte[0] = (addr->byte[0] & ~0xE0) | 0x20;
+		addr->byte[0] = 0x24 + (addr->byte[0] & 3) * 2;
+		addr->byte[1] &= 0x0F;
 		return;
 	}
 	for (int i = 0; i < TRIES; i++) {
@@ -158,41 +162,51 @@ int flood(struct xdp_md *ctx)
 }
 
 /*
- * The far end's sink: the internet swallows what the server sends to addresses that nobody has.
- * What is for the client's own addresses goes up, and so does neither-IPv4-nor-IPv6 and neighbour
- * discovery (to fe80::/10, ff00::/8 or the gateway).
+ * The host's way out: what its kernel answers to addresses that nobody has is dropped as it leaves,
+ * for the internet swallows it. What is for the lab's own addresses goes on, and so do ARP,
+ * neighbour discovery and the like.
  */
-volatile const __be32 cfg_mine4[2] = {};
-volatile const __u64 cfg_mine6[2] = {}; /* first halves, network order */
+struct __sk_buff { /* include/uapi/linux/bpf.h, as far as it is used */
+	__u32 unused[19];
+	__u32 data;
+	__u32 data_end;
+};
+enum { TC_ACT_OK = 0, TC_ACT_SHOT = 2, OURS = 4 };
+volatile const __be32 cfg_ours4[OURS] = {};
+volatile const __u64 cfg_ours6[OURS] = {}; /* first halves, network order */
 
-SEC("xdp")
-int sink(struct xdp_md *ctx)
+SEC("tc")
+int leave(struct __sk_buff *skb)
 {
-	void *data = (void *)(long)ctx->data;
-	void *data_end = (void *)(long)ctx->data_end;
+	void *data = (void *)(long)skb->data;
+	void *data_end = (void *)(long)skb->data_end;
 	struct ethhdr *eth = data;
 	struct iphdr *ip4 = data + ETH_LENGTH;
 	struct ipv6hdr *ip6 = data + ETH_LENGTH;
+	__u8 first;
 
 	if ((void *)(eth + 1) > data_end)
-		return XDP_PASS;
+		return TC_ACT_OK;
 	if (eth->proto == cpu_to_be16(ETH_P_IP)) {
 		if ((void *)(ip4 + 1) > data_end)
-			return XDP_PASS;
-		return ip4->daddr == cfg_mine4[0] || ip4->daddr == cfg_mine4[1] ? XDP_PASS : XDP_DROP;
+			return TC_ACT_OK;
+		for (int i = 0; i < OURS; i++)
+			if (ip4->daddr == cfg_ours4[i])
+				return TC_ACT_OK;
+		return TC_ACT_SHOT;
 	}
 	if (eth->proto == cpu_to_be16(ETH_P_IPV6)) {
-		__u8 first;
-
 		if ((void *)(ip6 + 1) > data_end)
-			return XDP_PASS;
-		first = ip6->daddr[0];
-		return first >= 0xFE || ip6->daddr[0] == cfg_mine6[0] ||
-				       ip6->daddr[0] == cfg_mine6[1] ?
-			       XDP_PASS :
-			       XDP_DROP;
+			return TC_ACT_OK;
+		first = ip6->daddr[0]; /* the first byte: fe80::/10, ff00::/8 */
+		if (first >= 0xFE)
+			return TC_ACT_OK;
+		for (int i = 0; i < OURS; i++)
+			if (ip6->daddr[0] == cfg_ours6[i])
+				return TC_ACT_OK;
+		return TC_ACT_SHOT;
 	}
-	return XDP_PASS;
+	return TC_ACT_OK;
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -20,7 +21,8 @@ type floodOrder struct {
 	Interface string        // where its frames leave; must be one end of a veth pair
 	Kind      kind          // what its packets are
 	Version   int           // 4 or 6
-	Sources   []netip.Addr  // the addresses that take part; none: a random one for each packet
+	Sources   int           // how many addresses take part; 0: a random one for each packet
+	Seed      uint64        // which addresses: see botnet
 	Rate      int           // packets per second
 	Duration  time.Duration // it ends by itself
 	From, To  string        // MAC addresses
@@ -44,10 +46,10 @@ const (
 	maxFlood = 30 * time.Second
 )
 
-// flood sends frames until its time is over, and calls started when the first has left. The kernel
+// flood sends frames until its time is over or the context ends, and calls started when the first has left. The kernel
 // is still at it when it returns, but sends nothing more, and stops when the process ends: so each
 // flood has a process of its own.
-func flood(order floodOrder, started func()) (floodReport, error) {
+func flood(ctx context.Context, order floodOrder, started func()) (floodReport, error) {
 	if order.Rate < 1 || order.Rate > maxRate {
 		return floodReport{}, fmt.Errorf("rate %d/s: must be 1 to %d", order.Rate, maxRate)
 	}
@@ -78,8 +80,9 @@ func flood(order floodOrder, started func()) (floodReport, error) {
 		return floodReport{}, err
 	}
 	var report floodReport
-	for monotonic() < stop {
+	for ctx.Err() == nil && monotonic() < stop {
 		select {
+		case <-ctx.Done():
 		case err := <-ended:
 			return report, fmt.Errorf("send frames: ended too early: %w", err)
 		case <-time.After(time.Millisecond):
@@ -93,7 +96,13 @@ func flood(order floodOrder, started func()) (floodReport, error) {
 			started()
 		}
 	}
-	report.Seconds = (stop - start).Seconds()
+	if err := objects.Stop.Set(uint64(1)); err != nil {
+		return report, err
+	}
+	report.Seconds = (monotonic() - start).Seconds()
+	if err := objects.Sent.Get(&report.Sent); err != nil {
+		return report, err
+	}
 	return report, nil
 }
 
@@ -143,7 +152,7 @@ func loadGenerator(order floodOrder, index int) (*floodObjects, []byte, error) {
 		vars.CfgIfindex.Set(uint32(index)),
 		vars.CfgLength.Set(uint32(len(f.bytes))),
 		vars.CfgIpv6.Set(order.Version == 6),
-		vars.CfgSources.Set(uint32(len(order.Sources))),
+		vars.CfgSources.Set(uint32(order.Sources)),
 		vars.CfgPortOffset.Set(uint32(f.portOffset)),
 		vars.CfgIdOffset.Set(uint32(f.idOffset)),
 		vars.CfgCheckOffset.Set(uint32(f.checkOffset)),
@@ -159,7 +168,7 @@ func loadGenerator(order floodOrder, index int) (*floodObjects, []byte, error) {
 	if err := spec.LoadAndAssign(&objects, nil); err != nil {
 		return nil, nil, fmt.Errorf("load the flood: %w", err)
 	}
-	if err := fillSources(objects.Sources, order.Sources); err != nil {
+	if err := fillSources(objects.Sources, botnet(order.Seed, order.Sources, order.Version)); err != nil {
 		return nil, nil, errors.Join(err, objects.Close())
 	}
 	return &objects, f.bytes, nil
@@ -169,21 +178,18 @@ func fillSources(m *ebpf.Map, sources []netip.Addr) error {
 	if len(sources) > int(m.MaxEntries()) {
 		return fmt.Errorf("%d sources: at most %d", len(sources), m.MaxEntries())
 	}
+	if len(sources) == 0 {
+		return nil
+	}
+	keys, values := make([]uint32, len(sources)), make([][16]byte, len(sources))
 	for i, addr := range sources {
-		var value [16]byte
-		copy(value[:], addr.AsSlice())
-		if err := m.Put(uint32(i), value); err != nil {
-			return fmt.Errorf("store a source: %w", err)
-		}
+		keys[i] = uint32(i)
+		copy(values[i][:], addr.AsSlice())
+	}
+	if _, err := m.BatchUpdate(keys, values, nil); err != nil {
+		return fmt.Errorf("store the sources: %w", err)
 	}
 	return nil
-}
-
-// monotonic is the kernel's clock of that name, since boot.
-func monotonic() time.Duration {
-	var ts unix.Timespec
-	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts)
-	return time.Duration(ts.Nano())
 }
 
 // botnet gives so many different addresses of ordinary hosts. The same seed gives the same ones.
@@ -213,6 +219,6 @@ func randomAddr(random *rand.Rand, version int) netip.Addr {
 	var b [16]byte
 	binary.BigEndian.PutUint64(b[:8], random.Uint64())
 	binary.BigEndian.PutUint64(b[8:], random.Uint64())
-	b[0] = 0x20 | b[0]&0x1f
+	b[0], b[1] = 0x24+(b[0]&3)*2, b[1]&0x0f // 2400::/12, 2600::/12, 2800::/12, 2a00::/12
 	return netip.AddrFrom16(b)
 }

@@ -18,7 +18,7 @@ import (
 const (
 	floodMapSources         = "sources"
 	floodProgFlood          = "flood"
-	floodProgSink           = "sink"
+	floodProgLeave          = "leave"
 	floodVarCfgCheckOffset  = "cfg_check_offset"
 	floodVarCfgGap          = "cfg_gap"
 	floodVarCfgHeaderSum    = "cfg_header_sum"
@@ -27,8 +27,8 @@ const (
 	floodVarCfgIpv6         = "cfg_ipv6"
 	floodVarCfgLag          = "cfg_lag"
 	floodVarCfgLength       = "cfg_length"
-	floodVarCfgMine4        = "cfg_mine4"
-	floodVarCfgMine6        = "cfg_mine6"
+	floodVarCfgOurs4        = "cfg_ours4"
+	floodVarCfgOurs6        = "cfg_ours6"
 	floodVarCfgPortOffset   = "cfg_port_offset"
 	floodVarCfgPseudo       = "cfg_pseudo"
 	floodVarCfgSources      = "cfg_sources"
@@ -82,7 +82,7 @@ type floodSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type floodProgramSpecs struct {
 	Flood *ebpf.ProgramSpec `ebpf:"flood"`
-	Sink  *ebpf.ProgramSpec `ebpf:"sink"`
+	Leave *ebpf.ProgramSpec `ebpf:"leave"`
 }
 
 // floodMapSpecs contains maps before they are loaded into the kernel.
@@ -104,8 +104,8 @@ type floodVariableSpecs struct {
 	CfgIpv6         *ebpf.VariableSpec `ebpf:"cfg_ipv6"`
 	CfgLag          *ebpf.VariableSpec `ebpf:"cfg_lag"`
 	CfgLength       *ebpf.VariableSpec `ebpf:"cfg_length"`
-	CfgMine4        *ebpf.VariableSpec `ebpf:"cfg_mine4"`
-	CfgMine6        *ebpf.VariableSpec `ebpf:"cfg_mine6"`
+	CfgOurs4        *ebpf.VariableSpec `ebpf:"cfg_ours4"`
+	CfgOurs6        *ebpf.VariableSpec `ebpf:"cfg_ours6"`
 	CfgPortOffset   *ebpf.VariableSpec `ebpf:"cfg_port_offset"`
 	CfgPseudo       *ebpf.VariableSpec `ebpf:"cfg_pseudo"`
 	CfgSources      *ebpf.VariableSpec `ebpf:"cfg_sources"`
@@ -157,8 +157,8 @@ type floodVariables struct {
 	CfgIpv6         *ebpf.Variable `ebpf:"cfg_ipv6"`
 	CfgLag          *ebpf.Variable `ebpf:"cfg_lag"`
 	CfgLength       *ebpf.Variable `ebpf:"cfg_length"`
-	CfgMine4        *ebpf.Variable `ebpf:"cfg_mine4"`
-	CfgMine6        *ebpf.Variable `ebpf:"cfg_mine6"`
+	CfgOurs4        *ebpf.Variable `ebpf:"cfg_ours4"`
+	CfgOurs6        *ebpf.Variable `ebpf:"cfg_ours6"`
 	CfgPortOffset   *ebpf.Variable `ebpf:"cfg_port_offset"`
 	CfgPseudo       *ebpf.Variable `ebpf:"cfg_pseudo"`
 	CfgSources      *ebpf.Variable `ebpf:"cfg_sources"`
@@ -174,13 +174,13 @@ type floodVariables struct {
 // It can be passed to loadFloodObjects or ebpf.CollectionSpec.LoadAndAssign.
 type floodPrograms struct {
 	Flood *ebpf.Program `ebpf:"flood"`
-	Sink  *ebpf.Program `ebpf:"sink"`
+	Leave *ebpf.Program `ebpf:"leave"`
 }
 
 func (p *floodPrograms) Close() error {
 	return _FloodClose(
 		p.Flood,
-		p.Sink,
+		p.Leave,
 	)
 }
 

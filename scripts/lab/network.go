@@ -12,7 +12,6 @@ import (
 	"syscall"
 	"unsafe"
 
-	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -36,21 +35,22 @@ func (f family[T]) of(version int) T {
 }
 
 // network is a server's namespace and the world's, joined by a pair of virtual interfaces.
+//
+// One CPU plays the world: the client, the flood, and what a network card does, which is to take
+// frames in and, where the shield is up, to run its program on them. What is left then goes to the
+// queue (net.core.netdev_max_backlog, 1000 packets) of the other CPU, which plays the host: its
+// kernel's network stack and its server. So the client's packets stand in the same line as the
+// flood's, as they do behind a card with one queue and receive packet steering.
 type network struct {
 	host, world         *space
 	hostLink, worldLink string // the interfaces' names
 	hostMAC, worldMAC   net.HardwareAddr
-	worldIndex          int
-	sink                link.Link
+	hostCPU, worldCPU   int
 	outside             uint64   // the namespace that the lab was started in, by inode
 	notes               []string // what could not be had, in words
 }
 
 func newNetwork() (n *network, err error) {
-	hostCPU, worldCPU, err := cpus()
-	if err != nil {
-		return nil, err
-	}
 	outside, err := netns()
 	if err != nil {
 		return nil, err
@@ -60,18 +60,21 @@ func newNetwork() (n *network, err error) {
 		hostLink:  fmt.Sprintf("lv%ds", os.Getpid()),
 		worldLink: fmt.Sprintf("lv%dw", os.Getpid()),
 	}
+	if n.hostCPU, n.worldCPU, err = cpus(); err != nil {
+		return nil, err
+	}
 	defer func() {
 		if err != nil {
 			n.close()
 		}
 	}()
-	if n.host, err = newSpace("host", hostCPU); err != nil {
+	if n.host, err = newSpace("host", n.hostCPU); err != nil {
 		return nil, err
 	}
-	if n.world, err = newSpace("world", worldCPU); err != nil {
+	if n.world, err = newSpace("world", n.worldCPU); err != nil {
 		return nil, err
 	}
-	if hostCPU == worldCPU {
+	if n.hostCPU == n.worldCPU {
 		n.notes = append(n.notes, "one CPU alone: server, client and flood share it, and the figures suffer")
 	}
 	if err := n.join(); err != nil {
@@ -83,10 +86,8 @@ func newNetwork() (n *network, err error) {
 	if err := n.host.do(n.raiseHost); err != nil {
 		return nil, fmt.Errorf("set up the host: %w", err)
 	}
-	for name, cpu := range map[string]int{n.worldLink: worldCPU} {
-		if err := pinReceiver(name, cpu); err != nil {
-			n.notes = append(n.notes, err.Error())
-		}
+	if err := pinReceiver(n.worldLink, n.worldCPU); err != nil {
+		n.notes = append(n.notes, err.Error())
 	}
 	return n, nil
 }
@@ -111,16 +112,19 @@ func (n *network) join() error {
 }
 
 func (n *network) raiseHost() error {
-	mac, _, err := raise(n.hostLink, serverAddrs)
+	mac, err := raise(n.hostLink, serverAddrs)
 	if err != nil {
 		return err
 	}
 	n.hostMAC = mac
-	if err := receiveOn(n.hostLink, true); err != nil {
+	if err := receiveOn(n.hostLink); err != nil {
 		return err
 	}
-	if err := os.WriteFile("/sys/class/net/"+n.hostLink+"/queues/rx-0/rps_cpus", []byte("1"), 0); err != nil {
-		return err
+	if err := receivePacketsOn(n.hostLink, n.hostCPU); err != nil {
+		n.notes = append(n.notes, err.Error())
+	}
+	if err := swallow(n.hostLink); err != nil {
+		n.notes = append(n.notes, err.Error())
 	}
 	for _, gw := range []netip.Addr{gatewayAddrs.four, gatewayAddrs.six} {
 		if err := netlink.RouteAdd(&netlink.Route{Gw: gw.AsSlice()}); err != nil {
@@ -131,39 +135,18 @@ func (n *network) raiseHost() error {
 }
 
 func (n *network) raiseWorld() error {
-	mac, index, err := raise(n.worldLink, gatewayAddrs)
+	mac, err := raise(n.worldLink, gatewayAddrs)
 	if err != nil {
 		return err
 	}
-	n.worldMAC, n.worldIndex = mac, index
-	if err := addAddrs(n.worldLink, clientAddrs, true); err != nil {
+	n.worldMAC = mac
+	for _, addrs := range []family[netip.Addr]{clientAddrs, strangerAddrs, probeAddrs} {
+		if err := addAddrs(n.worldLink, addrs, true); err != nil {
+			return err
+		}
+	}
+	if err := receiveOn(n.worldLink); err != nil {
 		return err
-	}
-	spec, err := loadFlood()
-	if err != nil {
-		return err
-	}
-	var vars floodVariableSpecs
-	if err := spec.Assign(&vars); err != nil {
-		return err
-	}
-	four := func(a netip.Addr) [4]byte { return a.As4() }
-	six := func(a netip.Addr) [8]byte { b := a.As16(); return [8]byte(b[:8]) }
-	err = errors.Join(
-		vars.CfgMine4.Set([2][4]byte{four(gatewayAddrs.four), four(clientAddrs.four)}),
-		vars.CfgMine6.Set([2][8]byte{six(gatewayAddrs.six), six(clientAddrs.six)}),
-	)
-	if err != nil {
-		return err
-	}
-	var progs floodPrograms
-	if err := spec.LoadAndAssign(&progs, nil); err != nil {
-		return fmt.Errorf("load the sink: %w", err)
-	}
-	defer progs.Close()
-	n.sink, err = link.AttachXDP(link.XDPOptions{Program: progs.Sink, Interface: index, Flags: link.XDPDriverMode})
-	if err != nil {
-		return fmt.Errorf("attach the sink: %w", err)
 	}
 	if err := threaded(n.worldLink); err != nil {
 		n.notes = append(n.notes, err.Error())
@@ -171,26 +154,26 @@ func (n *network) raiseWorld() error {
 	return nil
 }
 
-// raise brings an interface up with its addresses, and says its MAC address and index.
-func raise(name string, addrs family[netip.Addr]) (net.HardwareAddr, int, error) {
+// raise brings an interface up with its addresses, and says its MAC address.
+func raise(name string, addrs family[netip.Addr]) (net.HardwareAddr, error) {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	if err := netlink.LinkSetUp(lo); err != nil {
-		return nil, 0, fmt.Errorf("bring lo up: %w", err)
+		return nil, fmt.Errorf("bring lo up: %w", err)
 	}
 	nic, err := netlink.LinkByName(name)
 	if err != nil {
-		return nil, 0, fmt.Errorf("find %s: %w", name, err)
+		return nil, fmt.Errorf("find %s: %w", name, err)
 	}
 	if err := addAddrs(name, addrs, false); err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	if err := netlink.LinkSetUp(nic); err != nil {
-		return nil, 0, fmt.Errorf("bring %s up: %w", name, err)
+		return nil, fmt.Errorf("bring %s up: %w", name, err)
 	}
-	return nic.Attrs().HardwareAddr, nic.Attrs().Index, nil
+	return nic.Attrs().HardwareAddr, nil
 }
 
 func addAddrs(name string, addrs family[netip.Addr], alone bool) error {
@@ -218,16 +201,13 @@ func addAddrs(name string, addrs family[netip.Addr], alone bool) error {
 	return nil
 }
 
-// receiveOn turns GRO on or off. A veth interface takes frames that XDP sends it only if it has a
+// receiveOn turns GRO on. A veth interface takes frames that XDP sends it only if it has a
 // receiver that is polled (NAPI), and GRO is what gives it one where no program is attached.
-func receiveOn(name string, on bool) error {
+func receiveOn(name string) error {
 	type ethtoolValue struct{ command, data uint32 }
 	const setGRO = 0x2c // ETHTOOL_SGRO
 
-	value := ethtoolValue{command: setGRO}
-	if on {
-		value.data = 1
-	}
+	value := ethtoolValue{command: setGRO, data: 1}
 	var request struct {
 		name [unix.IFNAMSIZ]byte
 		data unsafe.Pointer
@@ -248,6 +228,69 @@ func receiveOn(name string, on bool) error {
 	return nil
 }
 
+// swallow makes the internet out of an interface's way out: what leaves for addresses that nobody
+// has is gone.
+func swallow(name string) error {
+	nic, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("find %s: %w", name, err)
+	}
+	spec, err := loadFlood()
+	if err != nil {
+		return err
+	}
+	var vars floodVariableSpecs
+	if err := spec.Assign(&vars); err != nil {
+		return err
+	}
+	var ours4 [4][4]byte
+	var ours6 [4][8]byte
+	for i, addrs := range []family[netip.Addr]{gatewayAddrs, clientAddrs, strangerAddrs, probeAddrs} {
+		ours4[i] = addrs.four.As4()
+		six := addrs.six.As16()
+		ours6[i] = [8]byte(six[:8])
+	}
+	if err := errors.Join(vars.CfgOurs4.Set(ours4), vars.CfgOurs6.Set(ours6)); err != nil {
+		return err
+	}
+	var programs floodPrograms
+	if err := spec.LoadAndAssign(&programs, nil); err != nil {
+		return fmt.Errorf("load the way out: %w", err)
+	}
+	defer programs.Close()
+	classifier := &netlink.GenericQdisc{
+		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: nic.Attrs().Index, Parent: netlink.HANDLE_CLSACT, Handle: netlink.MakeHandle(0xffff, 0)},
+		QdiscType:  "clsact",
+	}
+	if err := netlink.QdiscAdd(classifier); err != nil {
+		return fmt.Errorf("answers to forged addresses cost the other CPU, for there is no clsact: %w", err)
+	}
+	filter := &netlink.BpfFilter{
+		FilterAttrs: netlink.FilterAttrs{
+			LinkIndex: nic.Attrs().Index, Parent: netlink.HANDLE_MIN_EGRESS, Handle: 1, Priority: 1, Protocol: unix.ETH_P_ALL,
+		},
+		Fd: programs.Leave.FD(), Name: "leave", DirectAction: true,
+	}
+	if err := netlink.FilterAdd(filter); err != nil {
+		return fmt.Errorf("answers to forged addresses cost the other CPU, for there is no cls_bpf: %w", err)
+	}
+	return nil
+}
+
+// receivePacketsOn makes a CPU do the stack's work for an interface (receive packet steering).
+func receivePacketsOn(name string, cpu int) error {
+	groups := make([]string, cpu/32+1) // 32 CPUs each, the highest first
+	for i := range groups {
+		groups[i] = "0"
+	}
+	groups[0] = strconv.FormatUint(1<<(cpu%32), 16)
+	path := filepath.Join("/sys/class/net", name, "queues/rx-0/rps_cpus")
+	if err := os.WriteFile(path, []byte(strings.Join(groups, ",")), 0); err != nil {
+		return fmt.Errorf("the host shares a CPU with the flood, for receive packet steering is not to be had: %w", err)
+	}
+	return nil
+}
+
 // threaded gives an interface's receiver a kernel thread of its own, which can be bound to a CPU.
 // Without it, whoever sends would do the receiver's work.
 func threaded(name string) error {
@@ -257,7 +300,8 @@ func threaded(name string) error {
 	return nil
 }
 
-// pinReceiver binds an interface's receive threads to a CPU. They are called napi/NAME-NUMBER, cut
+// pinReceiver binds an interface's receive threads to a CPU, and lets them go before what else runs
+// there: a wire does not wait for the flood at its other end. They are called napi/NAME-NUMBER, cut
 // to 15 bytes on old kernels.
 func pinReceiver(name string, cpu int) error {
 	comms, err := filepath.Glob("/proc/[0-9]*/comm")
@@ -275,7 +319,8 @@ func pinReceiver(name string, cpu int) error {
 		if err != nil {
 			continue
 		}
-		if err := pin(pid, cpu); err != nil && !errors.Is(err, syscall.ESRCH) {
+		first := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}
+		if err := errors.Join(pin(pid, cpu), unix.SchedSetAttr(pid, &first, 0)); err != nil && !errors.Is(err, syscall.ESRCH) {
 			return fmt.Errorf("receive thread of %s: %w", name, err)
 		}
 		found = true
@@ -288,9 +333,6 @@ func pinReceiver(name string, cpu int) error {
 
 // close takes the network down. It is safe on one that is half made.
 func (n *network) close() {
-	if n.sink != nil {
-		_ = n.sink.Close()
-	}
 	for _, s := range []*space{n.host, n.world} {
 		if s != nil {
 			s.close()

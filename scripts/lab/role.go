@@ -44,8 +44,14 @@ func role(args []string, in io.Reader, out io.Writer) (is bool, err error) {
 		}
 	case roleFlood:
 		var order floodOrder
-		if err = json.NewDecoder(in).Decode(&order); err == nil {
-			report, err = flood(order, started)
+		decoder := json.NewDecoder(in)
+		if err = decoder.Decode(&order); err == nil {
+			ctx, cancel := context.WithCancel(context.Background())
+			go func() { // the end of the input is the order to stop, and comes when the lab dies, too
+				_ = decoder.Decode(new(any))
+				cancel()
+			}()
+			report, err = flood(ctx, order, started)
 		}
 	default:
 		return false, nil
@@ -60,6 +66,7 @@ func role(args []string, in io.Reader, out io.Writer) (is bool, err error) {
 type actor struct {
 	name   string
 	cmd    *exec.Cmd
+	in     io.Closer
 	out    *bufio.Reader
 	errors bytes.Buffer
 }
@@ -70,8 +77,14 @@ func act(ctx context.Context, in *space, name string, order any) (*actor, error)
 	if err != nil {
 		return nil, err
 	}
+	// A pipe of the operating system, so that what has been written stays when the end is closed.
+	read, write, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer read.Close()
 	a := &actor{name: name, cmd: exec.CommandContext(ctx, "/proc/self/exe", name)}
-	a.cmd.Stdin = bytes.NewReader(input)
+	a.cmd.Stdin, a.in = read, write
 	a.cmd.Stderr = &a.errors
 	a.cmd.SysProcAttr = childAttr()
 	a.cmd.WaitDelay = time.Second
@@ -81,12 +94,14 @@ func act(ctx context.Context, in *space, name string, order any) (*actor, error)
 	}
 	a.out = bufio.NewReader(out)
 	if err := in.do(a.cmd.Start); err != nil {
+		write.Close()
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
-	if name == roleClient {
-		if err := unix.Setpriority(unix.PRIO_PROCESS, a.cmd.Process.Pid, -15); err != nil {
-			return nil, err
-		}
+	if err := prefer(name, a.cmd.Process.Pid); err != nil {
+		return nil, a.failed(err)
+	}
+	if _, err := write.Write(input); err != nil { // less than a pipe holds, or read as it is written
+		return nil, a.failed(err)
 	}
 	line, err := a.out.ReadString('\n')
 	if strings.TrimSpace(line) != startedLine {
@@ -95,22 +110,43 @@ func act(ctx context.Context, in *space, name string, order any) (*actor, error)
 	return a, nil
 }
 
+// prefer lets the client go before the flood, which shares its CPU: in the world, they do not.
+func prefer(name string, pid int) error {
+	if name != roleClient {
+		return nil
+	}
+	if err := unix.Setpriority(unix.PRIO_PROCESS, pid, -15); err != nil {
+		return fmt.Errorf("raise its priority: %w", err)
+	}
+	return nil
+}
+
 // report waits for the role's end and decodes what it says.
 func (a *actor) report(into any) error {
-	err := json.NewDecoder(a.out).Decode(into)
-	if err != nil {
+	defer a.in.Close()
+	if err := json.NewDecoder(a.out).Decode(into); err != nil {
 		return a.failed(err)
 	}
 	return a.cmd.Wait()
 }
 
+// stop tells the role that it is enough, and decodes what it says then.
+func (a *actor) stop(into any) error {
+	if err := a.in.Close(); err != nil {
+		return a.failed(err)
+	}
+	return a.report(into)
+}
+
 // end kills the role's process.
 func (a *actor) end() {
+	_ = a.in.Close()
 	_ = a.cmd.Process.Kill()
 	_ = a.cmd.Wait()
 }
 
 func (a *actor) failed(err error) error {
+	_ = a.in.Close()
 	_ = a.cmd.Process.Kill()
 	wait := a.cmd.Wait()
 	if message := strings.TrimSpace(a.errors.String()); message != "" {

@@ -35,11 +35,11 @@ const bots = 50_000
 
 func scenarios() []scenario {
 	return []scenario{
-		{"heavy", "one source sends TCP segments of no connection", kindACK, 1, 500_000, nothing},
+		{"heavy", "one source sends TCP segments of no connection", kindACK, 1, 700_000, nothing},
 		{"syn", "32 sources open connections and leave them half open", kindSYN, few, 600_000, nothing},
-		{"udp", "32 sources send datagrams to a closed port", kindUDP, few, 1_200_000, nothing},
-		{"icmp", "32 sources send echo requests", kindICMP, few, 500_000, nothing},
-		{"fragments", "32 sources send first fragments of what never follows", kindFragments, few, 1_200_000, nothing},
+		{"udp", "32 sources send datagrams to a closed port", kindUDP, few, 1_400_000, nothing},
+		{"icmp", "32 sources send echo requests", kindICMP, few, 700_000, nothing},
+		{"fragments", "32 sources send first fragments of what never follows", kindFragments, few, 1_400_000, nothing},
 		{"botnet", "50,000 sources, each slow enough for any limit, open connections", kindSYN, bots, 600_000, banList},
 		{"spoofed", "each packet has a random source and opens a connection", kindSYN, 0, 600_000, emergency},
 	}

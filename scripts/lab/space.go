@@ -7,6 +7,7 @@ import (
 	"os"
 	"runtime"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -87,9 +88,9 @@ func netns() (uint64, error) {
 }
 
 // dial connects from within the space. Addresses must be literal: a resolver would leave the thread.
-func (s *space) dial(network, address string) (conn net.Conn, err error) {
+func (s *space) dial(network, address string, timeout time.Duration) (conn net.Conn, err error) {
 	err = s.do(func() error {
-		conn, err = net.Dial(network, address)
+		conn, err = net.DialTimeout(network, address, timeout)
 		return err
 	})
 	return conn, err
