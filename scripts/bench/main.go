@@ -47,6 +47,7 @@ var allParts = []part{
 	{"program", (*bench).programs},
 	{"stages", (*bench).stages},
 	{"cpus", (*bench).cpus},
+	{"live", (*bench).live},
 }
 
 func main() {

@@ -1,0 +1,311 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/gaissmai/bart"
+	"golang.org/x/sys/unix"
+
+	"github.com/levee-xdp/levee/bpf"
+)
+
+// filter is one way of dropping what comes in at the wire's far end.
+type filter struct {
+	name string
+	need string    // the command that it takes
+	rate []float64 // frames a second, by round
+	wire *wire
+	gen  *ebpf.Program
+	note string
+}
+
+// live is the fourth part: frames through a veth pair, sent and dropped on one CPU.
+func (b *bench) live(ctx context.Context) error {
+	for _, v6 := range []bool{false, true} {
+		if b.quick && v6 {
+			continue
+		}
+		if err := b.liveFamily(ctx, v6); err != nil {
+			return fmt.Errorf("%s: %w", familyName(v6), err)
+		}
+	}
+	return nil
+}
+
+func (b *bench) liveFamily(ctx context.Context, v6 bool) error {
+	l := b.lists(v6)
+	sizes := bpf.DefaultSizes()
+	sh, err := newShield(sizes, l.bans)
+	if err != nil {
+		return err
+	}
+	defer sh.close()
+	st, err := sh.newStage(0)
+	if err != nil {
+		return err
+	}
+	shielded, err := st.load(bpf.DefaultFeatures())
+	if err != nil {
+		return err
+	}
+	rivals, err := newRivals(nil, nil, 1024)
+	if err != nil {
+		return err
+	}
+	defer rivals.close()
+	w, err := newWrappers(false)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+
+	listed := source{bannedSources, drawSequence, l.banned}
+	filters := []*filter{
+		{name: bare}, {name: levee},
+		{name: "nftables", need: "nft"},
+		{name: "ipset + iptables", need: "ipset"},
+		{name: "xdp-filter", need: "xdp-filter"},
+		{name: "nothing"},
+	}
+	var up []*filter
+	for _, f := range filters {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if f.need != "" {
+			if _, err := exec.LookPath(f.need); err != nil {
+				b.report.Notes = append(b.report.Notes, fmt.Sprintf("live: %s is not installed", f.need))
+				continue
+			}
+		}
+		if f.wire, err = newWire(b.meter.cpu); err != nil {
+			return err
+		}
+		defer f.wire.close()
+		src := listed
+		start := time.Now()
+		switch f.name {
+		case bare:
+			err = f.wire.attach(rivals.bare)
+		case levee:
+			err = f.wire.attach(shielded)
+		case "nftables":
+			err = f.wire.nftables(v6, l.bans)
+		case "ipset + iptables":
+			err = f.wire.ipset(v6, l.bans)
+		case "xdp-filter":
+			src.addrs, err = f.wire.xdpFilter(v6, l.banned)
+			f.note = fmt.Sprintf("holds and is sent %d addresses", len(src.addrs))
+		case "nothing":
+			f.note = "up the stack, to no one"
+		}
+		if err != nil {
+			b.report.Notes = append(b.report.Notes, fmt.Sprintf("live: %s left out: %s", f.name, err))
+			continue
+		}
+		b.log("%s: set up in %s", f.name, time.Since(start).Round(time.Millisecond))
+		_, sum := newFrame(v6)
+		err = f.wire.from.do(func() (err error) {
+			f.gen, err = w.load(v6, src, map[string]any{"cfg_ifindex": uint32(f.wire.fromIndex), "cfg_header_sum": sum})
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		up = append(up, f)
+	}
+	frame, _ := newFrame(v6)
+	for round := range b.meter.rounds + 1 {
+		for _, f := range up {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			rate, lost, err := f.send(frame, b.meter.slice)
+			if err != nil {
+				return fmt.Errorf("%s: %w", f.name, err)
+			}
+			if lost > 0.01 {
+				f.note = fmt.Sprintf("%.0f %% lost on the wire", 100*lost)
+			}
+			if round > 0 { // the first warms up
+				f.rate = append(f.rate, rate)
+			}
+		}
+	}
+	return b.liveRows(up, v6, st)
+}
+
+// send sends frames for about a time, and says how many a second the far end took in and what share
+// was lost before. The sender's CPU does the receiver's work, too, and its time is what counts.
+func (f *filter) send(template []byte, slice time.Duration) (perSecond, lost float64, err error) {
+	frame := append([]byte(nil), template...)
+	copy(frame, f.wire.toMAC)
+	before, err := f.wire.received()
+	if err != nil {
+		return 0, 0, err
+	}
+	var took time.Duration
+	sent := 0
+	err = f.wire.from.do(func() error {
+		start := threadTime()
+		for took < slice {
+			const batch = 64 * 256
+			_, err := f.gen.Run(&ebpf.RunOptions{Data: frame, Repeat: batch, Flags: unix.BPF_F_TEST_XDP_LIVE_FRAMES, BatchSize: 64})
+			if err != nil {
+				return fmt.Errorf("send frames: %w", err)
+			}
+			sent += batch
+			took = threadTime() - start
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, 0, err
+	}
+	after, err := f.wire.received()
+	if err != nil {
+		return 0, 0, err
+	}
+	got := after - before
+	return float64(got) / took.Seconds(), 1 - float64(got)/float64(sent), nil
+}
+
+func (b *bench) liveRows(up []*filter, v6 bool, st *stage) error {
+	figures := make(map[string]figure)
+	for _, f := range up {
+		figures[f.name] = figureOf(f.rate)
+	}
+	for _, f := range up {
+		r := row{Part: "live", Case: "banned frames through veth", Family: familyName(v6), Subject: f.name, Unit: "/s",
+			Figure: figures[f.name], Note: f.note}
+		if f.name != bare {
+			r = r.ratio(bare, figures[bare])
+		}
+		if f.name == levee {
+			shares, err := st.shares()
+			if err != nil {
+				return err
+			}
+			r.Note = strings.TrimPrefix(r.Note+", "+shares, ", ")
+			r = r.atLeast(0.9)
+		}
+		b.report.Rows = append(b.report.Rows, r)
+	}
+	for _, f := range up {
+		if f.name == "nftables" || f.name == "ipset + iptables" {
+			r := row{Part: "live", Case: "banned frames through veth", Family: familyName(v6), Subject: levee, Unit: "/s",
+				Figure: figures[levee]}
+			b.report.Rows = append(b.report.Rows, r.ratio(f.name, figures[f.name]).atLeast(1.8))
+		}
+	}
+	return nil
+}
+
+// attach attaches a program to the wire's far end; the link ends with the wire's namespace.
+func (w *wire) attach(program *ebpf.Program) error {
+	return w.to.do(func() error {
+		l, err := link.AttachXDP(link.XDPOptions{Program: program, Interface: w.toIndex, Flags: link.XDPDriverMode})
+		if err != nil {
+			return fmt.Errorf("attach: %w", err)
+		}
+		w.links = append(w.links, l)
+		return nil
+	})
+}
+
+// disjoint leaves out prefixes that another covers: a set of intervals takes none twice.
+func disjoint(prefixes []netip.Prefix) (out []netip.Prefix) {
+	table := new(bart.Lite)
+	for _, p := range prefixes {
+		table.Insert(p)
+	}
+	for _, p := range prefixes {
+		if p.Bits() > 0 {
+			wider := netip.PrefixFrom(p.Addr(), p.Bits()-1).Masked()
+			if _, covered := table.LookupPrefixLPM(wider); covered {
+				continue
+			}
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+func (w *wire) nftables(v6 bool, bans []netip.Prefix) error {
+	kind, match := "ipv4_addr", "ip saddr"
+	if v6 {
+		kind, match = "ipv6_addr", "ip6 saddr"
+	}
+	var text strings.Builder
+	fmt.Fprintf(&text, "table netdev bench {\n set banned {\n type %s; flags interval;\n elements = {\n", kind)
+	for _, p := range disjoint(bans) {
+		fmt.Fprintf(&text, "%s,\n", p)
+	}
+	fmt.Fprintf(&text, "}\n }\n chain in {\n type filter hook ingress device %s priority 0;\n %s @banned counter drop\n }\n}\n", w.toName, match)
+	_, err := w.to.command(text.String(), "nft", "-f", "-")
+	return err
+}
+
+func (w *wire) ipset(v6 bool, bans []netip.Prefix) error {
+	family, iptables := "inet", "iptables"
+	if v6 {
+		family, iptables = "inet6", "ip6tables"
+	}
+	var text strings.Builder
+	fmt.Fprintf(&text, "create banned hash:net family %s maxelem %d\n", family, len(bans))
+	for _, p := range bans {
+		fmt.Fprintf(&text, "add banned %s\n", p)
+	}
+	if _, err := w.to.command(text.String(), "ipset", "restore"); err != nil {
+		return err
+	}
+	_, err := w.to.command("", iptables, "-t", "raw", "-A", "PREROUTING", "-m", "set", "--match-set", "banned", "src", "-j", "DROP")
+	return err
+}
+
+// xdpFilter loads it with as many addresses as it holds, and says which. It knows no prefixes.
+func (w *wire) xdpFilter(v6 bool, banned []netip.Addr) ([]netip.Addr, error) {
+	if _, err := w.to.command("", "xdp-filter", "load", w.toName, "-m", "native", "-f", "ipv4,ipv6", "-p", "allow"); err != nil {
+		return nil, err
+	}
+	path := "/sys/fs/bpf/xdp-filter/filter_ipv4"
+	if v6 {
+		path = "/sys/fs/bpf/xdp-filter/filter_ipv6"
+	}
+	var addrs []netip.Addr
+	err := w.to.do(func() error {
+		m, err := ebpf.LoadPinnedMap(path, nil)
+		if err != nil {
+			return fmt.Errorf("open xdp-filter's map: %w", err)
+		}
+		defer m.Close()
+		const sourceFlag = 1 << 0
+		cpus, err := ebpf.PossibleCPU()
+		if err != nil {
+			return err
+		}
+		value := make([]uint64, cpus)
+		for i := range value {
+			value[i] = sourceFlag
+		}
+		size := 1
+		for size*2 <= min(int(m.MaxEntries()), len(banned)) {
+			size *= 2
+		}
+		for _, addr := range banned[:size] {
+			if err := m.Put(addr.AsSlice(), value); err != nil {
+				return fmt.Errorf("add %s: %w", addr, err)
+			}
+		}
+		addrs = banned[:size]
+		return nil
+	})
+	return addrs, err
+}
