@@ -126,8 +126,8 @@ func (v *Service) UnmarshalText(b []byte) (err error) {
 // Threshold is a rate, and what may come at once. Written as a plain rate where the burst is the
 // default: one second's worth, at least one packet, at least 64 KiB.
 type Threshold struct {
-	Rate  Rate
-	Burst Burst // zero: the default
+	Rate  Rate  `json:"rate"`
+	Burst Burst `json:"burst,omitzero"` // zero: the default
 }
 
 type thresholdObject struct {

@@ -18,9 +18,9 @@ type Rate struct {
 // The rates between which the kernel's arithmetic is exact.
 const (
 	minBitsPerSecond    = 1000
-	maxBitsPerSecond    = 10e12
+	maxBitsPerSecond    = 100e9
 	minPacketsPerSecond = 1.0 / 3600
-	maxPacketsPerSecond = 10e9
+	maxPacketsPerSecond = 10e6
 )
 
 // ParseRate reads a rate. Fractions are fine where they come out whole: 1.5k/s is 1500/s.
@@ -54,9 +54,9 @@ func ParseRate(s string) (Rate, error) {
 	r.Count = count
 	if low, high := r.bounds(); r.PerSecond() < low || r.PerSecond() > high {
 		if r.Bits {
-			return Rate{}, invalid("rate", s, "is not within 1kbit/s to 10Tbit/s")
+			return Rate{}, invalid("rate", s, "is not within 1kbit/s to 100Gbit/s")
 		}
-		return Rate{}, invalid("rate", s, "is not within 1/h to 10G/s")
+		return Rate{}, invalid("rate", s, "is not within 1/h to 10M/s")
 	}
 	return r, nil
 }
@@ -256,6 +256,22 @@ func ParseCount(s string) (uint64, error) {
 		return 0, invalid("number", s, "is not a number; write 65536, 512k or 1M")
 	}
 	return n, nil
+}
+
+// Count is a number that may be written with k, M or G after it.
+type Count uint64
+
+// String writes the number in full.
+func (c Count) String() string { return strconv.FormatUint(uint64(c), 10) }
+
+// MarshalText writes the number in full.
+func (c Count) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
+
+// UnmarshalText reads a number as ParseCount does.
+func (c *Count) UnmarshalText(b []byte) error {
+	n, err := ParseCount(string(b))
+	*c = Count(n)
+	return err
 }
 
 // splitNumber cuts what may be a decimal number off the front.
