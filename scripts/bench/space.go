@@ -6,7 +6,9 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"unsafe"
 
@@ -97,8 +99,10 @@ type wire struct {
 	links              []link.Link
 }
 
-func newWire(cpu int) (w *wire, err error) {
-	w = &wire{fromName: "lvbench0", toName: "lvbench1"}
+func newWire(cpu, number int) (w *wire, err error) {
+	// Short, and of this process alone: receive threads are found by the name.
+	name := fmt.Sprintf("l%x%c", os.Getpid(), 'a'+number)
+	w = &wire{fromName: name + "0", toName: name + "1"}
 	defer func() {
 		if err != nil {
 			w.close()
@@ -175,6 +179,37 @@ func groOn(name string) error {
 		return fmt.Errorf("turn GRO on at %s: %w", name, errno)
 	}
 	return nil
+}
+
+// ownCPU gives the far end's receiver a thread of its own, on another CPU than the sender's.
+func (w *wire) ownCPU(cpu int) error {
+	err := w.to.do(func() error {
+		return os.WriteFile(filepath.Join("/sys/class/net", w.toName, "threaded"), []byte("1"), 0)
+	})
+	if err != nil {
+		return fmt.Errorf("no receive thread: %w", err)
+	}
+	comms, err := filepath.Glob("/proc/[0-9]*/comm")
+	if err != nil {
+		return err
+	}
+	want := "napi/" + w.toName
+	for _, path := range comms {
+		if comm, err := os.ReadFile(path); err != nil || !strings.HasPrefix(string(comm), want[:min(len(want), 15)]) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		if err != nil {
+			return err
+		}
+		var set unix.CPUSet
+		set.Set(cpu)
+		if err := unix.SchedSetaffinity(pid, &set); err != nil {
+			return fmt.Errorf("bind the receive thread: %w", err)
+		}
+		return nil
+	}
+	return fmt.Errorf("no receive thread called %s", want)
 }
 
 // received is how many frames the far end has taken in so far.
