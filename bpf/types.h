@@ -112,7 +112,7 @@ _Static_assert(sizeof(struct meta) == 32, "meta");
 /* Which interface a slot of the counters belongs to. Written by user space. */
 struct interface {
 	__u32 ifindex; /* 0: the slot is free */
-	__u32 mode;    /* 1 native, 2 generic */
+	__u32 mode;    /* 0 not attached now, 1 native, 2 generic */
 	char name[16];
 };
 _Static_assert(sizeof(struct interface) == 24, "interface");
