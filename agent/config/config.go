@@ -206,6 +206,9 @@ func (c *Config) problems() []*state.Error {
 	for i, ifc := range c.Interfaces {
 		path := "interfaces[" + strconv.Itoa(i) + "]"
 		if err := state.CheckInterface(ifc.Name, ifc.Mode); err != nil {
+			if err.Field == "interface" {
+				err.Field = "name"
+			}
 			report(path, err)
 		}
 		if seen[ifc.Name] {

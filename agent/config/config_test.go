@@ -1,61 +1,128 @@
 package config
 
 import (
+	"bytes"
+	"encoding"
 	"errors"
+	"flag"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/levee-xdp/levee/agent/state"
 	"github.com/levee-xdp/levee/bpf"
+	"github.com/levee-xdp/levee/loader"
 )
 
-// The reference says what the defaults are, setting by setting, and names every setting.
-func TestReference(t *testing.T) {
+// exampleText is the reference with the # taken off its proposals; "# prose" stays a comment.
+func exampleText() []byte {
+	var out []byte
+	for line := range bytes.Lines(Reference) {
+		rest, ok := bytes.CutPrefix(line, []byte("#"))
+		if ok && len(rest) > 1 && (rest[0] != ' ' || rest[1] == ' ') {
+			line = rest
+		}
+		out = append(out, line...)
+	}
+	return out
+}
+
+// The reference says what the defaults are.
+func TestReferenceIsTheDefault(t *testing.T) {
 	c, err := Parse("levee.yaml", Reference)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if l := c.Limits["default"]; l.Mode != state.Monitor || l.Packets == nil || l.Penalty != 0 {
-		t.Errorf("default limit: %+v", l)
-	}
-	c.Limits = nil
-	want, got := Default().Settings(), c.Settings()
-	for i := range got {
-		got[i].From = ""
-	}
-	for i := range want {
-		want[i].From = ""
-	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := cmp.Diff(Default(), c, cmpopts.IgnoreUnexported(Config{})); diff != "" {
 		t.Errorf("the reference differs from the defaults (-default +reference):\n%s", diff)
 	}
-	for _, f := range reflect.VisibleFields(reflect.TypeFor[Config]()) {
-		if name := f.Tag.Get("json"); f.IsExported() && !strings.Contains(string(Reference), "\n"+name+":") {
-			t.Errorf("the reference lacks %q", name)
+}
+
+// The reference names every setting that there is, and what it proposes is right.
+func TestReferenceIsComplete(t *testing.T) {
+	c, err := Parse("levee.yaml", exampleText())
+	if err != nil {
+		t.Fatalf("with what it proposes: %v", err)
+	}
+	if len(c.Interfaces) != 2 || len(c.Limits) != 3 || len(c.Allow) != 2 {
+		t.Errorf("it proposes %+v", c)
+	}
+	said := map[string]bool{}
+	for path := range c.lines {
+		path = regexp.MustCompile(`^limits\.[^.]+`).ReplaceAllString(path, "limits.*")
+		said[regexp.MustCompile(`\[\d+\]`).ReplaceAllString(path, "[]")] = true
+	}
+	for _, path := range settingsOf(reflect.TypeFor[Config](), "") {
+		if !said[path] {
+			t.Errorf("it lacks %s", path)
 		}
 	}
-	// What the comments propose is right, too.
-	var open []string
-	for line := range strings.Lines(string(Reference)) {
-		for _, intro := range []string{"  # ", "    # "} {
-			rest, ok := strings.CutPrefix(line, intro)
-			if ok && (strings.HasPrefix(rest, " ") || strings.Contains(rest, ": ") || strings.HasSuffix(strings.TrimSpace(rest), ":")) {
-				line = intro[:len(intro)-2] + rest
+}
+
+// settingsOf returns the paths of all settings of a type.
+func settingsOf(t reflect.Type, path string) (paths []string) {
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	if t == reflect.TypeFor[state.Threshold]() && !strings.HasSuffix(path, ".packets") {
+		return []string{path} // what it has within is looked for once
+	}
+	if reflect.PointerTo(t).Implements(reflect.TypeFor[encoding.TextUnmarshaler]()) {
+		return []string{path}
+	}
+	switch t.Kind() {
+	case reflect.Struct:
+		for name, index := range fieldsOf(t) {
+			paths = append(paths, settingsOf(t.FieldByIndex(index).Type, join(path, name))...)
+		}
+	case reflect.Map:
+		paths = settingsOf(t.Elem(), path+".*")
+	case reflect.Slice:
+		paths = settingsOf(t.Elem(), path+"[]")
+	default:
+		paths = []string{path}
+	}
+	return paths
+}
+
+// The defaults and ranges are those of the packages that use them.
+func TestAgreement(t *testing.T) {
+	c := Default()
+	if c.BPFFS != loader.DefaultRoot || c.Lock != loader.DefaultLock || c.Compile.Cache != loader.DefaultCache {
+		t.Errorf("%s, %s and %s are not the loader's defaults", c.BPFFS, c.Lock, c.Compile.Cache)
+	}
+	if c.Tables.Sizes() != bpf.DefaultSizes() {
+		t.Errorf("sizes: %+v", c.Tables)
+	}
+	features := bpf.DefaultFeatures()
+	if c.Features.Program() != features {
+		t.Errorf("features: %+v", c.Features)
+	}
+	for _, f := range []struct {
+		set   func(*Tables) *state.Count
+		bound [2]state.Count
+	}{
+		{func(t *Tables) *state.Count { return &t.IPv4Bans }, ranges.bans4},
+		{func(t *Tables) *state.Count { return &t.IPv6Bans }, ranges.bans6},
+		{func(t *Tables) *state.Count { return &t.Sources }, ranges.sources},
+		{func(t *Tables) *state.Count { return &t.Allows }, ranges.allows},
+	} {
+		for _, n := range []state.Count{f.bound[0] - 1, f.bound[0], f.bound[1], f.bound[1] + 1} {
+			tables := Default().Tables
+			*f.set(&tables) = n
+			if ours, theirs := len(tables.problems()) == 0, tables.Sizes().Validate() == nil; ours != theirs {
+				t.Errorf("%+v: taken here: %v, in the kernel: %v", tables, ours, theirs)
 			}
 		}
-		open = append(open, line)
-	}
-	if c, err = Parse("levee.yaml", []byte(strings.Join(open, ""))); err != nil {
-		t.Errorf("with what its comments propose: %v", err)
-	} else if len(c.Limits) != 3 || c.Limits["default"].Aggregate == nil || c.Limits["default"].Group.IPv6 != 64 {
-		t.Errorf("the comments propose %+v", c.Limits)
 	}
 }
 
@@ -98,16 +165,15 @@ allow:
   - 192.0.2.1
   - {prefix: "2001:db8::1/32", comment: "us", no_limits: true}
 tables: {sources: 64k}
-control:
-  cap: {rate: 1k/s, burst: 5k}
+control_cap: {rate: 1k/s, burst: 5k}
 metrics: {listen: "[::1]:9999"}
 `))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Mode != state.Monitor || c.Interfaces[1].Mode != state.ModeNative || c.Tables.Sources != 64000 || c.Tables.Ban4Entries != 1<<20 ||
+	if c.Mode != state.Monitor || c.Interfaces[1].Mode != state.ModeNative || c.Tables.Sources != 64000 || c.Tables.IPv4Bans != 1<<20 ||
 		time.Duration(c.Limits["web"].Penalty) != 24*time.Hour || c.Limits["web"].SYN.String() != "100/m" || c.Limits["default"].Bits.String() != "200Mbit/s burst 2MiB" ||
-		c.Allow[1].Prefix.String() != "2001:db8::/32" || !c.Allow[1].NoLimits || c.Control.Cap.String() != "1k/s burst 5k" || c.Limits["web"].Group.IPv6 != 56 {
+		c.Allow[1].Prefix.String() != "2001:db8::/32" || !c.Allow[1].NoLimits || c.ControlCap.String() != "1k/s burst 5k" || c.Limits["web"].Group.IPv6 != 56 {
 		t.Errorf("%+v", c)
 	}
 	if s := c.Tables.Sizes(); s != (bpf.Sizes{Ban4Entries: 1 << 20, Ban6Entries: 100_000, Sources: 64000, Allows: 1 << 14}) {
@@ -120,6 +186,7 @@ metrics: {listen: "[::1]:9999"}
 		}
 	}
 	want := `interfaces[0].name=eth0 3
+interfaces[0].mode=auto 3
 interfaces[1].name=eth1 4
 interfaces[1].mode=native 4
 mode=monitor 5
@@ -134,9 +201,9 @@ allow[0].prefix=192.0.2.1/32 16
 allow[1].prefix=2001:db8::/32 17
 allow[1].no_limits=true 17
 allow[1].comment=us 17
-control.cap=1k/s burst 5k 20
+control_cap=1k/s burst 5k 19
 tables.sources=64000 18
-metrics.listen=[::1]:9999 21`
+metrics.listen=[::1]:9999 20`
 	if diff := cmp.Diff(want, strings.Join(from, "\n")); diff != "" {
 		t.Error(diff)
 	}
@@ -146,65 +213,38 @@ metrics.listen=[::1]:9999 21`
 	}
 }
 
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// Each file of testdata/bad is refused with the words that stand beside it.
 func TestBadFiles(t *testing.T) {
-	for _, tt := range []struct{ name, text, want string }{
-		{"unknown key", "limts: {}\n", `f.yaml:1:1: "limts" is not a setting; is "limits" meant?
-  1 | limts: {}
-    | ^`},
-		{"unknown key below", "api:\n  port: 80\n", `f.yaml:2:3: api: "port" is not a setting; there are group, socket
-  2 |   port: 80
-    |   ^`},
-		{"doubled key", "mode: enforce\nmode: monitor\n", `f.yaml:2:1: mapping key "mode" already defined at [1:1]
-  2 | mode: monitor
-    | ^`},
-		{"doubled key below", "limits:\n  default: {packets: 1/s, packets: 2/s}\n", `f.yaml:2:27: mapping key "packets" already defined`},
-		{"rate", "limits:\n  default:\n    packets: 20x/s\n", `f.yaml:3:14: limits.default.packets: rate "20x/s": is not a rate; write packets as 20k/s or 100/m, bits as 200Mbit/s
-  3 |     packets: 20x/s
-    |              ^`},
-		{"rate of the wrong kind", "limits:\n  default:\n    bits: 20k/s\n", `f.yaml:3:11: limits.default.bits.rate "20k/s": counts packets; write bits, as in 200Mbit/s`},
-		{"threshold's key", "limits:\n  default:\n    packets: {rate: 1/s, brust: 5}\n", `"brust" is not a setting; is "burst" meant?`},
-		{"prefix", "allow:\n  - 10.0.0.1\n  - 10.0.0.0/33\n", `f.yaml:3:5: allow[1]: prefix "10.0.0.0/33": its length "33" is not a number from 0 to 32
-  3 |   - 10.0.0.0/33
-    |     ^`},
-		{"prefix twice", "allow: [10.0.0.1, 10.0.0.1/32]\n", `f.yaml:1:19: allow[1] "10.0.0.1/32": stands here twice`},
-		{"duration", "source_idle: 5\n", `f.yaml:1:14: source_idle: duration "5": has no unit`},
-		{"duration out of range", "source_idle: 2h\n", `source_idle "2h": is not within 20ms to 1h`},
-		{"mode", "mode: drop\n", `mode "drop": is neither enforce nor monitor`},
-		{"interface", "interfaces: [an-interface-with-a-long-name]\n", `interfaces[0].interface "an-interface-with-a-long-name": is not an interface's name`},
-		{"interface twice", "interfaces: [eth0, {name: eth0}]\n", `interfaces[1].name "eth0": stands here twice`},
-		{"interface mode", "interfaces: [{name: eth0, mode: offload}]\n", `interfaces[0].mode: mode "offload": is none of auto, native and generic`},
-		{"table", "tables: {ban4_entries: 5}\n", `tables.ban4_entries "5": 5 is not within 1024 to 16777216`},
-		{"table not a number", "tables: {sources: many}\n", `tables.sources: number "many": is not a number`},
-		{"negative number", "events: {budget: -1}\n", `events.budget: number "-1": is not a number`},
-		{"budget", "events: {budget: 1M}\n", `events.budget "1000000": is more than 100000`},
-		{"list", "limits: [a]\n", `limits: is a list, and should be a group of settings`},
-		{"group", "mode: {a: b}\n", `mode: is a group of settings, and should be one value`},
-		{"bool", "features: {bans: 1}\n", `features.bans: is "1", and should be true or false`},
-		{"whole number", "limits: {default: {group: {ipv4: x}}}\n", `limits.default.group.ipv4: is "x", and should be a whole number`},
-		{"group out of range", "limits: {default: {group: {ipv4: 99}}}\n", `limits.default.group.ipv4 "99": is not a prefix length from 8 to 32`},
-		{"service", "limits: {web: {services: [tcp/99999]}}\n", `limits.web.services[0]: service "tcp/99999": its port is not within 1 to 65535`},
-		{"bound twice", "limits:\n  a: {services: [tcp/80]}\n  b: {services: [tcp/80]}\n", `f.yaml:3:17: limits.b.services "tcp/80": is bound to the limit "a" already`},
-		{"bound to nothing", "limits:\n  a: {packets: 1/s}\n", `limits.a.sources: the limit is bound to nothing`},
-		{"limit's name", "limits:\n  Ä: {packets: 1/s, services: [tcp/1]}\n", `is not a limit's name`},
-		{"open listener", "metrics: {listen: \"0.0.0.0:9464\"}\n", `metrics.listen "0.0.0.0:9464": can be reached from other hosts; set expose: true`},
-		{"listener everywhere", "metrics: {listen: \":9464\"}\n", `can be reached from other hosts`},
-		{"listener by name", "metrics: {listen: \"example.com:80\"}\n", `its host is not an address`},
-		{"listener without port", "metrics: {listen: \"127.0.0.1\"}\n", `is not an address and a port`},
-		{"relative path", "state: {path: state.db}\n", `state.path "state.db": is not an absolute path`},
-		{"long socket", "api: {socket: /" + strings.Repeat("x", 120) + "}\n", `is longer than the 107 bytes`},
-		{"log level", "log: {level: loud}\n", `log.level "loud": is none of debug, info, warn and error`},
-		{"anchors", "mode: &m enforce\n", `anchors, aliases, tags and merge keys are not used here`},
-		{"second document", "mode: enforce\n---\nmode: monitor\n", `a second document`},
-		{"a scalar", "hello\n", `is "hello", and should be a group of settings`},
-		{"tab", "limits:\n\tdefault: {}\n", `f.yaml:2:`},
-		{"unclosed", "allow: [10.0.0.1\n", `f.yaml:`},
-		{"not text", "mode: \xff\n", `f.yaml: is not valid UTF-8`},
-		{"empty item", "allow: [10.0.0.1, ]\nmode: what\n", `mode "what"`},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			c, err := Parse("f.yaml", []byte(tt.text))
-			if c != nil || err == nil || !strings.Contains(err.Error(), tt.want) {
-				t.Errorf("%v\nwant: %s", err, tt.want)
+	files, err := filepath.Glob("testdata/bad/*.yaml")
+	if err != nil || len(files) < 40 {
+		t.Fatalf("%d files, %v", len(files), err)
+	}
+	for _, file := range files {
+		name := strings.TrimSuffix(filepath.Base(file), ".yaml")
+		t.Run(name, func(t *testing.T) {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c, err := Parse("levee.yaml", text)
+			if c != nil || err == nil {
+				t.Fatal("it was taken")
+			}
+			got := err.Error() + "\n"
+			golden := strings.TrimSuffix(file, ".yaml") + ".txt"
+			if *update {
+				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), got); diff != "" {
+				t.Error(diff)
 			}
 		})
 	}
@@ -221,7 +261,7 @@ func TestAllProblems(t *testing.T) {
 
 func TestLoad(t *testing.T) {
 	dir := t.TempDir()
-	if _, err := Load(filepath.Join(dir, "none.yaml")); err == nil || !strings.Contains(err.Error(), "none.yaml") {
+	if _, err := Load(filepath.Join(dir, "none.yaml")); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "none.yaml") {
 		t.Errorf("a file that was named and is not there: %v", err)
 	}
 	if _, err := Load(dir); err == nil {

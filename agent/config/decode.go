@@ -120,9 +120,37 @@ func (d *decoder) problem(t *token.Token, path, format string, args ...any) {
 		p.Line, p.Column = t.Position.Line, max(t.Position.Column, 1)
 		if p.Line >= 1 && p.Line <= len(d.source) {
 			p.source = strings.TrimRight(d.source[p.Line-1], "\r")
+			p.Column = valueColumn(t, p.source, p.Column)
 		}
 	}
 	d.problems = append(d.problems, p)
+}
+
+// valueColumn returns where a token's value begins: the scanner counts tabs before it to it.
+func valueColumn(t *token.Token, line string, column int) int {
+	if t.Type == token.InvalidType {
+		return column
+	}
+	runes := []rune(line)
+	for i := column - 1; i < len(runes); i++ {
+		if runes[i] != ' ' && runes[i] != '\t' {
+			return i + 1
+		}
+	}
+	return column
+}
+
+// tokenOf returns where a node begins. A mapping's own token is its first colon.
+func tokenOf(n ast.Node) *token.Token {
+	switch n := n.(type) {
+	case *ast.MappingNode:
+		if !n.IsFlowStyle && len(n.Values) > 0 {
+			return n.Values[0].Key.GetToken()
+		}
+	case *ast.MappingValueNode:
+		return n.Key.GetToken()
+	}
+	return n.GetToken()
 }
 
 // problemAt reports an error at the place of its field, or of the nearest that the file has around it.
@@ -166,7 +194,7 @@ func (d *decoder) decode(c *Config) {
 			continue
 		}
 		if bodies++; bodies > 1 {
-			d.problem(doc.Body.GetToken(), "", "a second document: one file is one configuration")
+			d.problem(tokenOf(doc.Body), "", "a second document: one file is one configuration")
 			return
 		}
 		d.value(doc.Body, reflect.ValueOf(c).Elem(), "")
@@ -211,9 +239,11 @@ var shorthands = map[reflect.Type]string{
 	reflect.TypeFor[Interface]():       "Name",
 }
 
+const noReferences = "anchors, aliases, tags and merge keys are not used here; write it out"
+
 // value decodes a node into v, which stands at a path such as limits.web.packets.
 func (d *decoder) value(n ast.Node, v reflect.Value, path string) {
-	t := n.GetToken()
+	t := tokenOf(n)
 	if path != "" {
 		if _, ok := d.tokens[path]; !ok {
 			d.tokens[path] = t
@@ -221,7 +251,7 @@ func (d *decoder) value(n ast.Node, v reflect.Value, path string) {
 	}
 	switch n.Type() {
 	case ast.AnchorType, ast.AliasType, ast.TagType, ast.MergeKeyType, ast.DirectiveType:
-		d.problem(t, path, "%sanchors, aliases, tags and merge keys are not used here; write it out", in(path))
+		d.problem(t, path, "%s%s", in(path), noReferences)
 		return
 	case ast.NullType:
 		return // nothing is said: the default stands
@@ -325,11 +355,15 @@ func (d *decoder) pairs(n ast.Node, path string, each func(key string, k, v ast.
 	case *ast.MappingValueNode:
 		values = []*ast.MappingValueNode{n}
 	default:
-		d.problem(n.GetToken(), path, "%sis %s, and should be a group of settings, each `name: value`", in(path), kind(n))
+		d.problem(tokenOf(n), path, "%sis %s, and should be a group of settings, each `name: value`", in(path), kind(n))
 		return false
 	}
 	seen := map[string]int{}
 	for _, pair := range values {
+		if pair.Key.Type() == ast.MergeKeyType {
+			d.problem(pair.Key.GetToken(), path, "%s%s", in(path), noReferences)
+			continue
+		}
 		key, ok := scalar(pair.Key)
 		if !ok {
 			d.problem(pair.Key.GetToken(), path, "%sa name should stand here", in(path))
@@ -374,7 +408,7 @@ func (d *decoder) structure(n ast.Node, v reflect.Value, path string) {
 			return
 		}
 		at := join(path, key)
-		d.tokens[at] = value.GetToken()
+		d.tokens[at] = tokenOf(value)
 		if value.Type() == ast.NullType || isMapping(value) {
 			d.tokens[at] = k.GetToken()
 		}
@@ -396,7 +430,7 @@ func fieldsOf(t reflect.Type) map[string][]int {
 
 // suggest names the setting that was perhaps meant.
 func suggest(key string, fields map[string][]int) string {
-	best, least := "", 3
+	best, least := "", min(len(key)/2, 2)+1
 	names := make([]string, 0, len(fields))
 	for name := range fields {
 		names = append(names, name)
@@ -453,7 +487,7 @@ func (d *decoder) mapping(n ast.Node, v reflect.Value, path string) {
 func (d *decoder) sequence(n ast.Node, v reflect.Value, path string) {
 	list, ok := n.(*ast.SequenceNode)
 	if !ok {
-		d.problem(n.GetToken(), path, "%sis %s, and should be a list", in(path), kind(n))
+		d.problem(tokenOf(n), path, "%sis %s, and should be a list", in(path), kind(n))
 		return
 	}
 	out := reflect.MakeSlice(v.Type(), len(list.Values), len(list.Values))
