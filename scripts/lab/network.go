@@ -86,8 +86,10 @@ func newNetwork() (n *network, err error) {
 	if err := n.host.do(n.raiseHost); err != nil {
 		return nil, fmt.Errorf("set up the host: %w", err)
 	}
-	if err := pinReceiver(n.worldLink, n.worldCPU); err != nil {
-		n.notes = append(n.notes, err.Error())
+	for _, name := range []string{n.hostLink, n.worldLink} {
+		if err := pinReceiver(name, n.worldCPU); err != nil {
+			n.notes = append(n.notes, err.Error())
+		}
 	}
 	return n, nil
 }
@@ -119,6 +121,9 @@ func (n *network) raiseHost() error {
 	n.hostMAC = mac
 	if err := receiveOn(n.hostLink); err != nil {
 		return err
+	}
+	if err := threaded(n.hostLink); err != nil {
+		n.notes = append(n.notes, err.Error())
 	}
 	if err := receivePacketsOn(n.hostLink, n.hostCPU); err != nil {
 		n.notes = append(n.notes, err.Error())
