@@ -97,7 +97,7 @@ func (b *ban4) meet(p place) (repaired int) {
 	}
 	addr := mask4(p.key, length)
 	if _, ok := b.beside[key4(addr, length)]; !ok {
-		v.round = !b.round // nobody has said yet that it is wanted
+		v.round = b.round // of the round before the next Sync: that must say that it is wanted
 		b.setBeside(addr, length, v)
 	}
 	return repaired

@@ -305,13 +305,18 @@ func halvesOf(k key6) []int {
 	return []int{int(k.hi >> 63)}
 }
 
-// settle makes the slots of halves say what the better of ::/0 and the half's own prefix says.
+// best is what the slot of a half should say: the better of ::/0 and the half's own prefix.
+func (b *ban6) best(half int) *content {
+	if own := b.halves[half]; own != nil && (b.all == nil || own.beats(*b.all)) {
+		return own
+	}
+	return b.all
+}
+
+// settle makes the slots of halves say what they should.
 func (b *ban6) settle(halves []int) (wrote bool) {
 	for _, i := range halves {
-		best := b.halves[i]
-		if best == nil || b.all != nil && b.all.beats(*best) {
-			best = b.all
-		}
+		best := b.best(i)
 		k := halfKey(i)
 		at, there := b.locate(k, -1)
 		switch {

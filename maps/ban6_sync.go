@@ -77,7 +77,7 @@ func (b *ban6) meet(k key6, at int) (repaired int) {
 	}
 	// The slot of a half may say what ::/0 says: who is meant is known only if ::/0 is known.
 	if v := b.says(at); *held == nil && b.all == nil {
-		v.round = !b.round // nobody has said yet that it is wanted
+		v.round = b.round // of the round before the next Sync: that must say that it is wanted
 		*held = &v
 	}
 	return repaired

@@ -137,8 +137,7 @@ func (b *Bans) Get(p netip.Prefix) (Ban, bool) {
 
 // Lookup answers for an address as the program does: the ban by which its packets are dropped, or
 // else one that monitors, that has not expired. Several may cover the address; which of those of
-// a kind is named is the table's choice. An IPv4 address mapped into IPv6 is an IPv4 address. It
-// waits for no writer.
+// a kind is named is the table's choice. An IPv4 address mapped into IPv6 is an IPv4 address.
 func (b *Bans) Lookup(addr netip.Addr) (Ban, bool) {
 	if !addr.IsValid() {
 		return Ban{}, false
@@ -154,7 +153,16 @@ func (b *Bans) Lookup(addr netip.Addr) (Ban, bool) {
 	if word == 0 {
 		return Ban{}, false
 	}
-	return contentOf(word, expires).ban(addr), true
+	v := contentOf(word, expires)
+	if v.length == 1 && addr.Is6() {
+		// The slot of a half: what stands in it may be ::/0.
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if all := b.v6.all; all != nil && b.v6.best(int(addr.As16()[0]>>7)) == all {
+			v.length = 0
+		}
+	}
+	return v.ban(addr), true
 }
 
 // Len returns how many prefixes have a ban.

@@ -1,0 +1,200 @@
+package maps
+
+import (
+	"errors"
+	"maps"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/levee-xdp/levee/bpf"
+)
+
+// TestSync makes tables that hold one random set equal to another, sometimes after they were opened
+// anew, and with garbage in them.
+func TestSync(t *testing.T) {
+	for name, s := range map[string]setup{"roomy": onlyBans(), "tiny": tiny()} {
+		t.Run(name, func(t *testing.T) {
+			k := load(t, s)
+			r := seeded(t)
+			for round := range 12 * long() {
+				w, have, want := newWorld(r), make(model), make(model)
+				// What the table holds before: put one by one, some of it changed again.
+				for range 150 {
+					ban := w.ban(w.IntN(2) == 0)
+					if err := k.Bans.Put(ban); err == nil {
+						have.put(ban)
+					} else if !errors.Is(err, ErrFull) {
+						t.Fatal(err)
+					}
+				}
+				// What is wanted: some of that, some changed, and others.
+				for p, ban := range have {
+					switch w.IntN(4) {
+					case 0:
+						continue
+					case 1:
+						changed := w.ban(p.Addr().Is6())
+						changed.Prefix = p
+						want.put(changed)
+					default:
+						want.put(ban)
+					}
+				}
+				for range 100 {
+					want.put(w.ban(w.IntN(2) == 0))
+				}
+
+				fresh := w.IntN(2) == 0
+				if fresh {
+					k.reopen()
+				}
+				dirty := w.IntN(3) == 0
+				if dirty {
+					litter(w, k.Bans)
+				}
+				changes, err := k.Bans.Sync(maps.Values(want))
+				if err != nil && !errors.Is(err, ErrFull) {
+					t.Fatal(err)
+				}
+				if err != nil { // tiny: what found no room is missing, and no more than that
+					for p := range want {
+						if _, ok := k.Bans.Get(p); !ok {
+							delete(want, p)
+							changes.Full--
+						}
+					}
+					if changes.Full != 0 {
+						t.Fatalf("%d more found no room than are missing", changes.Full)
+					}
+				}
+				verify(t, k.Bans, want)
+				if !fresh && !dirty && err == nil {
+					if expected := expect(have, want); changes != expected {
+						t.Fatalf("round %d: %+v, want %+v", round, changes, expected)
+					}
+				}
+				for range 500 {
+					ask(t, k.Bans, want, w.addr(w.IntN(2) == 0), w.now)
+				}
+
+				// Once more: nothing to do, nothing written.
+				before := memory(k.Bans)
+				changes, err = k.Bans.Sync(maps.Values(want))
+				if err != nil || changes != (Changes{Kept: len(want)}) {
+					t.Fatalf("the second time: %+v, %v", changes, err)
+				}
+				if !slices.Equal(before, memory(k.Bans)) {
+					t.Fatal("the second time: something was written")
+				}
+				// Opened anew, too, but for prefixes that others hide.
+				k.reopen()
+				changes, err = k.Bans.Sync(maps.Values(want))
+				if err != nil || changes.Updated+changes.Removed+changes.Repaired > 2 {
+					t.Fatalf("opened anew: %+v, %v", changes, err)
+				}
+				verify(t, k.Bans, want)
+				empty(t, k.Bans, want)
+			}
+		})
+	}
+}
+
+func expect(have, want model) (c Changes) {
+	for p, ban := range want {
+		old, ok := have[p]
+		switch {
+		case !ok:
+			c.Added++
+		case old == ban:
+			c.Kept++
+		default:
+			c.Updated++
+		}
+	}
+	for p := range have {
+		if _, ok := want[p]; !ok {
+			c.Removed++
+		}
+	}
+	return c
+}
+
+// litter does to the tables what no writer of this package does: words that say nothing sensible,
+// entries where no reader finds them and twice, tombstones, bits and classes without reason, and
+// bits and classes missing.
+func litter(w *world, b *Bans) {
+	some4 := func() *bpf.Ban4Entry { return &b.v4.table[w.IntN(len(b.v4.table))] }
+	some6 := func() *bpf.Ban6Entry { return &b.v6.table[w.IntN(len(b.v6.table))] }
+	for range 1 + w.IntN(20) {
+		switch w.IntN(12) {
+		case 0:
+			some4().Word = w.Uint64()
+		case 1:
+			some6().Word = w.Uint64()
+		case 2:
+			some4().Word = bpf.BanTombstone
+		case 3:
+			some6().Word = bpf.BanTombstone
+		case 4:
+			*some4() = *some4()
+		case 5:
+			*some6() = *some6()
+		case 6:
+			some4().Word = 0
+		case 7:
+			some6().Word = 0
+		case 8:
+			b.v4.bits[uint4(w.addr4())>>14] ^= w.Uint64()
+		case 9:
+			b.v4.classes[uint4(w.addr4())>>12] ^= w.Uint64()
+		case 10:
+			b.v4.wide[w.IntN(len(b.v4.wide))].Word = w.Uint64()
+		case 11:
+			b.v6.filter[w.IntN(len(b.v6.filter))].Low ^= w.Uint64()
+			b.v6.wide[w.IntN(len(b.v6.wide))] ^= w.Uint64()
+			*b.v6.tiers ^= w.Uint32N(8)
+		}
+	}
+}
+
+// TestSyncKeepsWhatStays syncs a table that is full of what is not wanted any more with a set that
+// finds room only when that has gone.
+func TestSyncKeepsWhatStays(t *testing.T) {
+	k := load(t, tiny())
+	old, next := make(model), make(model)
+	for i := range uint32(64) {
+		ban := Ban{Prefix: netip.PrefixFrom(addr4(0x0A000000+i<<8), 32), Expires: bpf.Forever}
+		if k.Bans.Put(ban) == nil {
+			old.put(ban)
+		}
+		if i%4 == 0 {
+			next.put(ban)
+		} else {
+			ban.Prefix = netip.PrefixFrom(addr4(0x14000000+i<<8), 32)
+			next.put(ban)
+		}
+	}
+	changes, err := k.Bans.Sync(maps.Values(next))
+	t.Logf("%+v, %v", changes, err)
+	if used, _ := k.Bans.Slots(); used < 56 {
+		t.Errorf("%d of 64 slots are used", used)
+	}
+	for p, ban := range old {
+		_, ok := k.Bans.Get(p)
+		if _, stays := next[p]; ok != stays {
+			t.Errorf("%+v: there: %v, want %v", ban, ok, stays)
+		}
+	}
+}
+
+// TestSyncWithWrongBans goes on past wrong ones and says so.
+func TestSyncWithWrongBans(t *testing.T) {
+	k := load(t, onlyBans())
+	good := Ban{Prefix: prefix("192.0.2.0/24"), Expires: bpf.Forever}
+	changes, err := k.Bans.Sync(slices.Values([]Ban{{}, good, {Prefix: good.Prefix, List: 5000}}))
+	if err == nil || changes != (Changes{Added: 1}) {
+		t.Fatalf("%+v, %v", changes, err)
+	}
+	verify(t, k.Bans, model{good.Prefix: good})
+}
