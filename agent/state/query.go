@@ -23,21 +23,21 @@ func precede(a, b Claim) int {
 
 // Effective says what follows for a prefix from the claims on it: it is enforced while one of them
 // enforces, until the last of those ends; it is monitored if all of them only monitor. The list is
-// that of the claim that decides, the higher precedence where two end together.
+// that of the claim that decides, the higher precedence where two end together. A claim that has ended
+// counts until it is swept: the kernel has ended it by itself, and so both sides agree at any time.
 func (s *Store) Effective(p netip.Prefix) (Ban, bool) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return s.effective(s.heads[keyOf(p)], s.clock.Monotonic())
+	return s.effective(s.heads[keyOf(p)])
 }
 
 // effective decides among the claims of a prefix, of which the first stands at a slot.
-func (s *Store) effective(slot uint32, now uint64) (Ban, bool) {
+func (s *Store) effective(slot uint32) (Ban, bool) {
 	var best *record
 	for slot != 0 {
 		r := s.at(slot)
 		slot = r.next
 		switch {
-		case r.expires <= now:
 		case best == nil, best.monitor && !r.monitor:
 			best = r
 		case !best.monitor && r.monitor:
@@ -60,13 +60,12 @@ func (s *Store) Bans() iter.Seq[Ban] {
 		for from := uint32(1); ; from += chunk {
 			s.mu.RLock()
 			used := s.used
-			now := s.clock.Monotonic()
 			part = part[:0]
 			for slot, r := range s.all(from, from+chunk) {
 				if s.heads[r.key] != slot {
 					continue
 				}
-				if ban, ok := s.effective(slot, now); ok {
+				if ban, ok := s.effective(slot); ok {
 					part = append(part, ban)
 				}
 			}
@@ -89,10 +88,13 @@ func (s *Store) Covering(p netip.Prefix) []Claim {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	var out []Claim
+	now := s.clock.Monotonic()
 	for k := range s.covering(keyOf(p)) {
 		from := len(out)
 		for r := range s.on(k) {
-			out = append(out, s.claimOf(r))
+			if r.expires > now {
+				out = append(out, s.claimOf(r))
+			}
 		}
 		slices.SortFunc(out[from:], precede)
 	}
