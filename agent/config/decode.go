@@ -179,6 +179,12 @@ func (d *decoder) decode(c *Config) {
 		d.problem(nil, "", "is not valid UTF-8")
 		return
 	}
+	for i, line := range d.source {
+		if len(line) > maxLine {
+			d.problem(nil, "", "line %d has %d bytes; write long lists an item a line", i+1, len(line))
+			return
+		}
+	}
 	file, err := parse(d.text)
 	if err != nil {
 		if e, ok := errors.AsType[yaml.Error](err); ok {
@@ -214,6 +220,9 @@ func parse(text []byte) (_ *ast.File, err error) {
 	// Doubled keys are told by the decoder, with both places.
 	return parser.ParseBytes(text, 0, parser.AllowDuplicateMapKey())
 }
+
+// maxLine bounds a line, in bytes: the parser's time grows with its square.
+const maxLine = 8 << 10
 
 // maxDepth bounds what the parser recurses into.
 const maxDepth = 100
