@@ -22,9 +22,9 @@ enum {
 volatile const __u32 cfg_ifindex = 0;
 volatile const __u32 cfg_length = 64;
 volatile const bool cfg_ipv6 = false;
-volatile const __u32 cfg_sources = 1; /* how many of `sources` take part; 0: random addresses */
+volatile const __u32 cfg_sources = 1;	  /* how many of `sources` take part; 0: random addresses */
 volatile const __u32 cfg_port_offset = 0; /* source port */
-volatile const __u32 cfg_id_offset = 0; /* a fragment's identification */
+volatile const __u32 cfg_id_offset = 0;	  /* a fragment's identification */
 volatile const __u32 cfg_check_offset = 0; /* the transport's checksum */
 volatile const bool cfg_pseudo = true; /* … and it covers the addresses (not so in ICMP for IPv4) */
 
@@ -32,11 +32,11 @@ volatile const bool cfg_pseudo = true; /* … and it covers the addresses (not s
  * The pace. One run takes tens of milliseconds to begin and to end, so a flood is one run that
  * keeps time by itself: a frame that would come too early is dropped before it is sent.
  */
-volatile const __u64 cfg_gap = 0; /* ns between two frames */
+volatile const __u64 cfg_gap = 0;      /* ns between two frames */
 volatile const __u64 cfg_lag = 250000; /* ns by which it may be late and still catch up */
 __u64 start = 0; /* CLOCK_MONOTONIC ns; nothing is sent before. Written by user space */
-__u64 stop = 0; /* … nothing is sent after */
-__u64 due = 0; /* the next frame's time. Like `sent`, written by the one CPU that runs this */
+__u64 stop = 0;	 /* … nothing is sent after */
+__u64 due = 0;	 /* the next frame's time. Like `sent`, written by the one CPU that runs this */
 __u64 sent = 0;
 
 static __always_inline bool in_time(void)

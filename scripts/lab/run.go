@@ -74,6 +74,9 @@ func run(ctx context.Context, o options) (res result, err error) {
 		return res, err
 	}
 	defer n.close()
+	if err := n.check(); err != nil {
+		return res, err
+	}
 	server, err := act(ctx, n.host, roleServer, nil)
 	if err != nil {
 		return res, err

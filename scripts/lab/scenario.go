@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -59,9 +58,6 @@ func pick(names []string) ([]scenario, error) {
 		if !slices.Contains(known, name) {
 			return nil, fmt.Errorf("scenario %q: there are %s", name, strings.Join(known, ", "))
 		}
-	}
-	if len(names) == 0 {
-		return nil, errors.New("no scenario")
 	}
 	return slices.DeleteFunc(all, func(s scenario) bool { return !slices.Contains(names, s.Name) }), nil
 }
