@@ -7,7 +7,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-unprivileged race lint fmt generate check-generate cover fuzz setup clean
+.PHONY: help build bench demo test test-unprivileged race lint fmt generate check-generate cover fuzz setup clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ build: ## build bin/levee; needs Go alone
 demo: build ## run the lab: floods with and without the shield, in under 60 s; needs root
 	@$(GO) run ./scripts/preflight demo
 	@$(GO) run ./scripts/lab -levee bin/levee
+
+bench: ## what a packet costs, beside others, and the control plane; QUICK=1 for under two minutes; needs root
+	$(GO) run ./scripts/bench $(BENCHFLAGS)
 
 test: build ## run every test that needs no third-party software; needs root
 	@$(GO) run ./scripts/preflight test
