@@ -28,8 +28,8 @@ func (s Sizes) Validate() error {
 		name            string
 		value, min, max int
 	}{
-		{"ban4_entries", s.Ban4Entries, 1 << 10, 1 << 24},
-		{"ban6_entries", s.Ban6Entries, 1 << 10, 1 << 22},
+		{"ipv4_bans", s.Ban4Entries, 1 << 10, 1 << 24},
+		{"ipv6_bans", s.Ban6Entries, 1 << 10, 1 << 22},
 		{"sources", s.Sources, 1 << 10, 1 << 24},
 		{"allows", s.Allows, 1 << 4, 1 << 20},
 	} {

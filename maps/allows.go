@@ -34,7 +34,7 @@ type Allows struct {
 func openAllows(o *opener) *Allows {
 	// The blocker is an entry that has always been expired.
 	return &Allows{trie: trie[bpf.Allow]{
-		m: o.get(bpf.LeveeMapAllows), name: bpf.LeveeMapAllows, setting: "allows",
+		m: o.get(bpf.LeveeMapAllows), name: bpf.LeveeMapAllows, setting: "tables.allows",
 	}}
 }
 

@@ -93,10 +93,10 @@ func (b *Bans) put(ban Ban) (change, bool) {
 func (b *Bans) full(p netip.Prefix) *FullError {
 	if p.Addr().Is4() {
 		return &FullError{Prefix: p.String(), Table: bpf.LeveeMapBan4Table, Used: b.v4.used(),
-			Slots: len(b.v4.table), Setting: "ban4_entries"}
+			Slots: len(b.v4.table), Setting: "tables.ipv4_bans"}
 	}
 	return &FullError{Prefix: p.String(), Table: bpf.LeveeMapBan6Table, Used: b.v6.slots,
-		Slots: len(b.v6.table), Setting: "ban6_entries"}
+		Slots: len(b.v6.table), Setting: "tables.ipv6_bans"}
 }
 
 // Delete takes a prefix's ban away, and returns whether there was one. Other prefixes that cover

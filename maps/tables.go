@@ -24,7 +24,7 @@ type FullError struct {
 	Table   string // the kernel's map
 	Used    int    // entries in it
 	Slots   int    // entries that it has room for, if they spread evenly
-	Setting string // the size to raise: a key of the configuration's sizes
+	Setting string // the size to raise: its path in the configuration
 }
 
 func (e *FullError) Error() string {
