@@ -1,0 +1,315 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/levee-xdp/levee/agent/state"
+	"github.com/levee-xdp/levee/bpf"
+	"github.com/levee-xdp/levee/maps"
+)
+
+// Interval is how often all is compared.
+const Interval = 30 * time.Second
+
+// Bans is the kernel's ban table, as maps.Bans has it.
+type Bans interface {
+	Put(maps.Ban) error
+	Delete(netip.Prefix) bool
+	Sync(iter.Seq[maps.Ban]) (maps.Changes, error)
+}
+
+// Allows is the kernel's allow list, as maps.Allows has it.
+type Allows interface {
+	Sync(iter.Seq[maps.Allow]) (maps.Changes, error)
+}
+
+// Limits is the kernel's limits, as maps.Limits has them.
+type Limits interface {
+	Sync(map[uint8]maps.Limit) (maps.Changes, error)
+}
+
+// Desired is what is to be, as state.Store has it.
+type Desired interface {
+	Effective(netip.Prefix) (state.Ban, bool)
+	Bans() iter.Seq[state.Ban]
+	EffectiveAllows() []state.Allow
+	Limits() []state.Limit
+	Sweep(most int) (ended []state.Expired, next uint64)
+	Tick() (moved bool)
+}
+
+// Config is what a Reconciler works on.
+type Config struct {
+	State    Desired
+	Bans     Bans
+	Allows   Allows
+	Limits   Limits
+	Clock    state.Clock
+	Log      *slog.Logger
+	Expired  func([]state.Expired) // told of claims that have ended; may be nil
+	Interval time.Duration         // 0: Interval
+}
+
+// Reconciler writes the tables. It is safe for concurrent use.
+type Reconciler struct {
+	Config
+	mu   sync.Mutex // held while the tables are written
+	wake chan struct{}
+	last atomic.Pointer[state.Reconciled]
+}
+
+// New returns a Reconciler. Nothing is written yet.
+func New(c Config) *Reconciler {
+	if c.Interval == 0 {
+		c.Interval = Interval
+	}
+	if c.Expired == nil {
+		c.Expired = func([]state.Expired) {}
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Clock == nil {
+		c.Clock = state.SystemClock{}
+	}
+	r := &Reconciler{Config: c, wake: make(chan struct{}, 1)}
+	r.last.Store(&state.Reconciled{})
+	return r
+}
+
+// String names the task.
+func (r *Reconciler) String() string { return "reconcile" }
+
+// Last returns what the last comparison of the whole found.
+func (r *Reconciler) Last() state.Reconciled { return *r.last.Load() }
+
+// Apply brings the bans of prefixes up to date. The errors stand at their prefixes' places; nil if
+// all went well. It reads what is in force when its turn comes, so calls may come in any order.
+func (r *Reconciler) Apply(prefixes []netip.Prefix) []*state.Error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	defer r.nudge()
+	return r.apply(prefixes)
+}
+
+func (r *Reconciler) apply(prefixes []netip.Prefix) []*state.Error {
+	var failed []*state.Error
+	for i, p := range prefixes {
+		ban, ok := r.State.Effective(p)
+		if !ok {
+			r.Bans.Delete(p)
+			continue
+		}
+		if err := r.Bans.Put(kernelBan(ban)); err != nil {
+			if failed == nil {
+				failed = make([]*state.Error, len(prefixes))
+			}
+			failed[i] = kernelError(err, "prefix", state.PrefixString(p))
+		}
+	}
+	return failed
+}
+
+// nudge has Run look when the next claim ends.
+func (r *Reconciler) nudge() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+func kernelError(err error, field, value string) *state.Error {
+	code := state.CodeKernel
+	if errors.Is(err, maps.ErrFull) {
+		code = state.CodeFull
+	}
+	return &state.Error{Code: code, Field: field, Value: value, Detail: err.Error()}
+}
+
+func kernelBan(b state.Ban) maps.Ban {
+	return maps.Ban{Prefix: b.Prefix, List: b.List, Monitor: b.Monitor, Expires: b.Expires}
+}
+
+// SyncAllows brings the allow list up to date.
+func (r *Reconciler) SyncAllows() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, err := r.syncAllows(); err != nil {
+		return kernelError(err, "allow", "")
+	}
+	return nil
+}
+
+func (r *Reconciler) syncAllows() (maps.Changes, error) {
+	wanted := r.State.EffectiveAllows()
+	return r.Allows.Sync(func(yield func(maps.Allow) bool) {
+		for _, a := range wanted {
+			if !yield(maps.Allow{Prefix: a.Prefix, NoLimit: a.NoLimits, Expires: bpf.Forever}) {
+				return
+			}
+		}
+	})
+}
+
+// SyncLimits brings the limits up to date.
+func (r *Reconciler) SyncLimits() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, err := r.syncLimits(); err != nil {
+		return kernelError(err, "limits", "")
+	}
+	return nil
+}
+
+func (r *Reconciler) syncLimits() (maps.Changes, error) {
+	wanted := map[uint8]maps.Limit{}
+	for _, l := range r.State.Limits() {
+		wanted[l.Number] = kernelLimit(&l)
+	}
+	return r.Limits.Sync(wanted)
+}
+
+func kernelLimit(l *state.Limit) maps.Limit {
+	k := maps.Limit{Penalty: time.Duration(l.Penalty), Monitor: l.Mode == state.Monitor}
+	k.Group4, k.Group6 = l.GroupLengths()
+	k.Aggregate4, k.Aggregate6 = l.AggregateLengths()
+	for i, t := range l.Thresholds() {
+		if t.Threshold != nil {
+			k.Thresholds[i] = kernelRate(*t.Threshold)
+		}
+	}
+	if l.Aggregate != nil {
+		k.Aggregate = kernelRate(l.Aggregate.Threshold())
+		k.AggregateAlways = l.Aggregate.Always
+	}
+	for _, p := range l.Sources {
+		k.Sources = append(k.Sources, p.Prefix)
+	}
+	for _, s := range l.Services {
+		k.Services = append(k.Services, maps.Service{Protocol: s.Protocol, Port: s.Port})
+	}
+	return k
+}
+
+func kernelRate(t state.Threshold) maps.Rate {
+	return maps.Rate{PerSecond: t.Rate.PerSecond(), Burst: t.BurstUnits()}
+}
+
+// Sync compares all of the state with all of the kernel, and puts right what differs.
+func (r *Reconciler) Sync() (state.Reconciled, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	start := time.Now()
+	r.sweep()
+	limits, errLimits := r.syncLimits()
+	allows, errAllows := r.syncAllows()
+	bans, errBans := r.Bans.Sync(func(yield func(maps.Ban) bool) {
+		for b := range r.State.Bans() {
+			if !yield(kernelBan(b)) {
+				return
+			}
+		}
+	})
+	err := errors.Join(wrap("limits", errLimits), wrap("allows", errAllows), wrap("bans", errBans))
+	done := state.Reconciled{Time: r.Clock.Now().UTC(), Took: state.Duration(time.Since(start)),
+		Drift: limits.Drift() + allows.Drift() + bans.Drift()}
+	if err != nil {
+		done.Error = err.Error()
+	}
+	r.last.Store(&done)
+	return done, err
+}
+
+func wrap(what string, err error) error {
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}
+
+// sweep forgets what has ended, and returns when the next claim ends.
+func (r *Reconciler) sweep() (next uint64) {
+	const part = 10_000
+	for {
+		ended, next := r.State.Sweep(part)
+		if len(ended) == 0 {
+			return next
+		}
+		prefixes := make([]netip.Prefix, len(ended))
+		for i, e := range ended {
+			prefixes[i] = e.Prefix
+		}
+		r.apply(prefixes) // it only takes away, or puts what was there
+		r.Expired(ended)
+		if len(ended) < part {
+			return next
+		}
+	}
+}
+
+// Run sweeps claims that have ended, and compares all in its interval, until the context ends.
+func (r *Reconciler) Run(ctx context.Context) error {
+	// Claims that end close to each other are swept together; the kernel has ended them on time.
+	const together = 50 * time.Millisecond
+	whole := time.NewTicker(r.Interval)
+	defer whole.Stop()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-r.wake:
+		case <-timer.C:
+		case <-whole.C:
+			r.whole()
+		}
+		r.mu.Lock()
+		next := r.sweep()
+		r.mu.Unlock()
+		wait := r.Interval
+		if now := r.Clock.Monotonic(); next != state.Forever {
+			wait = min(wait, time.Duration(max(int64(next)-int64(now), 0))+together)
+		}
+		timer.Reset(wait)
+		if err := sleep(ctx, together); err != nil {
+			return nil //nolint:nilerr // the end of the context is the end of the task
+		}
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
+
+func (r *Reconciler) whole() {
+	if r.State.Tick() {
+		r.Log.Info("bans from before the last boot follow the wall clock")
+		if _, err := r.Sync(); err != nil {
+			r.Log.Error("write the tables", "error", err)
+		}
+		return
+	}
+	done, err := r.Sync()
+	switch {
+	case err != nil:
+		r.Log.Error("compare state and kernel", "error", err)
+	case done.Drift > 0:
+		r.Log.Warn("the kernel's tables differed from the state and were put right: something else writes them", "entries", done.Drift)
+	}
+}
