@@ -19,15 +19,17 @@ import (
 
 // config is what a run does.
 type config struct {
-	quick  bool
-	only   []string
-	meter  meter
-	bans4  int
-	bans6  int
-	addrs  int // in each list of sources; a power of two
-	json   string
-	svg    string
-	strict bool
+	quick   bool
+	only    []string
+	meter   meter
+	bans4   int
+	bans6   int
+	addrs   int // in each list of sources; a power of two
+	json    string
+	svg     string
+	strict  bool
+	cases   string
+	objects []string // builds of the program to compare with the committed one
 }
 
 // bench is a run.
@@ -134,6 +136,11 @@ func flags(args []string, quick bool) (config, error) {
 	f.IntVar(&c.bans6, "bans6", 0, "IPv6 bans (default 100,000; quick 10,000)")
 	f.StringVar(&c.json, "json", "", "write the report to this file, too")
 	f.StringVar(&c.svg, "svg", "", "draw the program part into this file")
+	f.Func("object", "another build of bpf/levee.c, to time beside the committed one in the program part (may be repeated)", func(path string) error {
+		c.objects = append(c.objects, path)
+		return nil
+	})
+	f.StringVar(&c.cases, "cases", "", "only cases of the program part whose name contains this")
 	f.BoolVar(&c.strict, "strict", false, "fail if a row is out of its bound")
 	if err := f.Parse(args); err != nil {
 		return c, err

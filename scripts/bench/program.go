@@ -73,6 +73,7 @@ func (b *bench) programs(context.Context) error {
 	}
 	defer w.close()
 
+	subjects := append([]string{bare, field, levee}, b.objects...)
 	type entry struct {
 		source source
 		v6     bool
@@ -83,6 +84,9 @@ func (b *bench) programs(context.Context) error {
 	var probes []*probe
 	for i := range b.cases(false) {
 		for _, v6 := range []bool{false, true} {
+			if !strings.Contains(b.cases(false)[i].name, b.config.cases) {
+				continue
+			}
 			e := entry{source: b.cases(v6)[i], v6: v6, probes: make(map[string]*probe)}
 			if e.stage, err = sh.newStage(uint32(len(entries))); err != nil {
 				return err
@@ -91,16 +95,22 @@ func (b *bench) programs(context.Context) error {
 			if err != nil {
 				return err
 			}
-			for _, target := range []struct {
-				name    string
-				program *ebpf.Program
-			}{{bare, rivals.bare}, {levee, program}, {field, rivals.field[parts{true, true}]}} {
-				p, err := b.probe(w, target.program, v6, e.source)
+			targets := map[string]*ebpf.Program{bare: rivals.bare, field: rivals.field[parts{true, true}], levee: program}
+			for _, path := range b.objects {
+				if targets[path], err = loadCandidate(sh, path); err != nil {
+					return err
+				}
+			}
+			for _, name := range subjects {
+				if targets[name] == nil {
+					continue
+				}
+				p, err := b.probe(w, targets[name], v6, e.source)
 				if err != nil {
 					return err
 				}
-				p.name = target.name
-				e.probes[target.name] = p
+				p.name = name
+				e.probes[name] = p
 				probes = append(probes, p)
 			}
 			entries = append(entries, e)
@@ -113,11 +123,18 @@ func (b *bench) programs(context.Context) error {
 	four := make(map[string]figure)
 	for _, e := range entries {
 		floor := figureOf(e.probes[bare].samples)
-		for _, name := range []string{bare, field, levee} {
+		for _, name := range subjects {
+			if e.probes[name] == nil {
+				continue
+			}
 			r := row{Part: "program", Case: e.source.name, Family: familyName(e.v6), Subject: name, Unit: "ns",
 				Figure: figureOf(e.probes[name].samples)}
-			if name != bare {
+			switch name {
+			case bare:
+			case field, levee:
 				r = r.ratio(bare, floor)
+			default:
+				r = r.ratio(levee, figureOf(e.probes[levee].samples))
 			}
 			if name == levee {
 				if limit := programBounds[e.source.name]; limit > 0 {
@@ -138,6 +155,19 @@ func (b *bench) programs(context.Context) error {
 		}
 	}
 	return nil
+}
+
+// loadCandidate loads another build, on tables for sources of its own.
+func loadCandidate(sh *shield, path string) (*ebpf.Program, error) {
+	spec, err := ebpf.LoadCollectionSpec(path)
+	if err != nil {
+		return nil, fmt.Errorf("read another build: %w", err)
+	}
+	st, err := sh.newStage(bpf.MaxInterfaces - 1)
+	if err != nil {
+		return nil, err
+	}
+	return st.loadSpec(spec, bpf.DefaultFeatures())
 }
 
 // probe puts a program behind a wrapper.

@@ -137,12 +137,16 @@ func (s *shield) newStage(slot uint32) (*stage, error) {
 	return st, nil
 }
 
-// load loads the program with these features. The shield owns it.
+// load loads the committed program with these features. The shield owns it.
 func (st *stage) load(features bpf.Features) (*ebpf.Program, error) {
 	spec, err := bpf.LoadLevee()
 	if err != nil {
 		return nil, err
 	}
+	return st.loadSpec(spec, features)
+}
+
+func (st *stage) loadSpec(spec *ebpf.CollectionSpec, features bpf.Features) (*ebpf.Program, error) {
 	if err := st.shield.sizes.Apply(spec); err != nil {
 		return nil, err
 	}

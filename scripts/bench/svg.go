@@ -75,7 +75,7 @@ var legend = map[string]string{bare: "parse and drop", field: "LPM trie and LRU 
 // plotted are the rows of the first part that are drawn: each program once in a case.
 func (r *report) plotted() (rows []row) {
 	for _, row := range r.Rows {
-		if row.Part == "program" && row.Against != "ipv4" {
+		if row.Part == "program" && row.Against != "ipv4" && barColours[row.Subject] != "" {
 			rows = append(rows, row)
 		}
 	}
