@@ -126,6 +126,22 @@ func expect(have, want model) (c Changes) {
 func litter(w *world, b *Bans) {
 	some4 := func() *bpf.Ban4Entry { return &b.v4.table[w.IntN(len(b.v4.table))] }
 	some6 := func() *bpf.Ban6Entry { return &b.v6.table[w.IntN(len(b.v6.table))] }
+	live4 := func() (e *bpf.Ban4Entry) {
+		for range 10000 {
+			if e = some4(); live(e.Word) {
+				break
+			}
+		}
+		return e
+	}
+	live6 := func() (e *bpf.Ban6Entry) {
+		for range 10000 {
+			if e = some6(); live(e.Word) {
+				break
+			}
+		}
+		return e
+	}
 	for range 1 + w.IntN(20) {
 		switch w.IntN(12) {
 		case 0:
@@ -137,13 +153,13 @@ func litter(w *world, b *Bans) {
 		case 3:
 			some6().Word = bpf.BanTombstone
 		case 4:
-			*some4() = *some4()
+			*some4() = *live4()
 		case 5:
-			*some6() = *some6()
+			*some6() = *live6()
 		case 6:
-			some4().Word = 0
+			live4().Word = 0
 		case 7:
-			some6().Word = 0
+			live6().Word = 0
 		case 8:
 			b.v4.bits[uint4(w.addr4())>>14] ^= w.Uint64()
 		case 9:
