@@ -252,3 +252,9 @@ func (m Moves) Compare(want Moves) string {
 	}
 	return b.String()
 }
+
+// Reason is how many packets were counted under a reason, enforced and monitored together.
+func (s Snapshot) Reason(slot uint32, reason bpf.Reason, family bpf.Family) uint64 {
+	i := counterIndex(slot, reason, family, false)
+	return s.Counters[i].Packets + s.Counters[i+1].Packets
+}
