@@ -101,7 +101,7 @@ func (b *bench) cpus(ctx context.Context) error {
 	for _, p := range pairs {
 		r := p.row
 		r.Figure = figureOf(p.beside)
-		r = r.ratio("alone", figureOf(p.alone))
+		r = r.ratio("alone", p.beside, p.alone)
 		if p.bound > 0 {
 			r = r.atMost(p.bound)
 		}

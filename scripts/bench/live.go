@@ -201,19 +201,19 @@ func (f *filter) send(template []byte, slice time.Duration, how string) (perSeco
 
 func (b *bench) liveRows(up []*filter, v6 bool, st *stage) error {
 	for _, how := range []string{oneCPU, ownCPUs} {
-		figures := make(map[string]figure)
+		rates := make(map[string][]float64)
 		for _, f := range up {
 			if len(f.rate[how]) == 0 {
 				return nil
 			}
-			figures[f.name] = figureOf(f.rate[how])
+			rates[f.name] = f.rate[how]
 		}
 		base := row{Part: "live", Case: how, Family: familyName(v6), Unit: "/s"}
 		for _, f := range up {
 			r := base
-			r.Subject, r.Figure, r.Note = f.name, figures[f.name], f.note
+			r.Subject, r.Figure, r.Note = f.name, figureOf(rates[f.name]), f.note
 			if f.name != bare {
-				r = r.ratio(bare, figures[bare])
+				r = r.ratio(bare, rates[f.name], rates[bare])
 			}
 			if f.name == levee {
 				shares, err := st.shares()
@@ -230,8 +230,8 @@ func (b *bench) liveRows(up []*filter, v6 bool, st *stage) error {
 		for _, f := range up {
 			if f.name == "nftables" || f.name == "ipset + iptables" {
 				r := base
-				r.Subject, r.Figure = levee, figures[levee]
-				r = r.ratio(f.name, figures[f.name])
+				r.Subject, r.Figure = levee, figureOf(rates[levee])
+				r = r.ratio(f.name, rates[levee], rates[f.name])
 				if how == ownCPUs {
 					r = r.atLeast(1.8)
 				}

@@ -120,21 +120,21 @@ func (b *bench) programs(context.Context) error {
 	if err := b.meter.measure(probes); err != nil {
 		return err
 	}
-	four := make(map[string]figure)
+	four := make(map[string][]float64)
 	for _, e := range entries {
-		floor := figureOf(e.probes[bare].samples)
 		for _, name := range subjects {
 			if e.probes[name] == nil {
 				continue
 			}
+			samples := e.probes[name].samples
 			r := row{Part: "program", Case: e.source.name, Family: familyName(e.v6), Subject: name, Unit: "ns",
-				Figure: figureOf(e.probes[name].samples)}
+				Figure: figureOf(samples)}
 			switch name {
 			case bare:
 			case field, levee:
-				r = r.ratio(bare, floor)
+				r = r.ratio(bare, samples, e.probes[bare].samples)
 			default:
-				r = r.ratio(levee, figureOf(e.probes[levee].samples))
+				r = r.ratio(levee, samples, e.probes[levee].samples)
 			}
 			if name == levee {
 				if limit := programBounds[e.source.name]; limit > 0 {
@@ -149,9 +149,9 @@ func (b *bench) programs(context.Context) error {
 		now := row{Part: "program", Case: e.source.name, Family: "ipv6", Subject: levee, Unit: "ns",
 			Figure: figureOf(e.probes[levee].samples)}
 		if e.v6 {
-			b.report.Rows = append(b.report.Rows, now.ratio("ipv4", four[e.source.name]).atMost(1.5))
+			b.report.Rows = append(b.report.Rows, now.ratio("ipv4", e.probes[levee].samples, four[e.source.name]).atMost(1.5))
 		} else {
-			four[e.source.name] = now.Figure
+			four[e.source.name] = e.probes[levee].samples
 		}
 	}
 	return nil

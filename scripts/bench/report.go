@@ -41,11 +41,18 @@ type report struct {
 	Notes   []string `json:"notes,omitempty"` // what was left out, and why
 }
 
-// ratio fills a row's ratio.
-func (r row) ratio(against string, figure figure) row {
+// ratio fills a row's ratio: the median of those of the rounds, since what is sampled in one round
+// met the machine in one state. Without as many rounds on both sides, the ratio of the medians.
+func (r row) ratio(against string, mine, theirs []float64) row {
 	r.Against = against
-	if figure.Median > 0 {
-		r.Ratio = r.Figure.Median / figure.Median
+	if len(mine) == len(theirs) {
+		ratios := make([]float64, len(mine))
+		for i := range mine {
+			ratios[i] = mine[i] / theirs[i]
+		}
+		r.Ratio = figureOf(ratios).Median
+	} else if floor := figureOf(theirs).Median; floor > 0 {
+		r.Ratio = figureOf(mine).Median / floor
 	}
 	return r
 }

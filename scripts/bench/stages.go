@@ -213,7 +213,7 @@ func (b *bench) variantProbe(wrap [2]*wrappers, st *stage, v variant, c *stageCa
 
 // stageRows compares a case's variants with the usual, and the decisions with the common way's.
 func (b *bench) stageRows(all []variant, c *stageCase) {
-	usual := figureOf(c.probes[0].samples)
+	usual := c.probes[0].samples
 	byName := make(map[string]float64)
 	base := row{Part: "stages", Case: c.source.name, Family: familyName(c.v6), Unit: "ns"}
 	for i, v := range all {
@@ -224,7 +224,7 @@ func (b *bench) stageRows(all []variant, c *stageCase) {
 		r.Subject, r.Figure = v.name, figureOf(c.probes[i].samples)
 		byName[v.name] = r.Figure.Median
 		if i > 0 {
-			r = r.ratio("all", usual)
+			r = r.ratio("all", c.probes[i].samples, usual)
 			if v.drop > 0 && c.source.name == bannedSources+inOrder {
 				r = r.atMost(v.drop)
 			}
@@ -249,9 +249,9 @@ func (b *bench) stageRows(all []variant, c *stageCase) {
 	}
 	if c.source.name == bannedSources+inOrder {
 		r := base
-		r.Subject, r.Figure = "events, budget 100", usual
-		without := figureOf(c.probes[indexOf(all, "no events")].samples)
-		b.report.Rows = append(b.report.Rows, r.ratio("no events", without).atMost(1.1))
+		r.Subject, r.Figure = "events, budget 100", figureOf(usual)
+		without := c.probes[indexOf(all, "no events")].samples
+		b.report.Rows = append(b.report.Rows, r.ratio("no events", usual, without).atMost(1.1))
 	}
 }
 
@@ -343,12 +343,12 @@ func (b *bench) banCounts(ctx context.Context) error {
 		return err
 	}
 	for i, src := range sources {
-		least := figureOf(entries[0].probes[i].samples)
+		least := entries[0].probes[i].samples
 		for _, e := range entries {
 			r := row{Part: "stages", Case: "bans, " + src.name, Family: "ipv4",
 				Subject: fmt.Sprintf("%d bans", e.count), Unit: "ns", Figure: figureOf(e.probes[i].samples)}
 			if e.count != counts[0] {
-				r = r.ratio("1000 bans", least).atMost(1.5)
+				r = r.ratio("1000 bans", e.probes[i].samples, least).atMost(1.5)
 			}
 			b.report.Rows = append(b.report.Rows, r)
 		}
