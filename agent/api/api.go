@@ -1,0 +1,319 @@
+package api
+
+import (
+	"context"
+	"net/http"
+	"net/netip"
+	"reflect"
+	"strings"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
+
+	"github.com/levee-xdp/levee/agent/state"
+)
+
+// Backend does what the API is asked for. Errors that are a *state.Error are answered as they are;
+// others are the daemon's own affair.
+type Backend interface {
+	Ban(actor string, r state.BanRequest) (state.BanResponse, error)
+	Unban(r state.UnbanRequest) (state.BanResponse, error)
+	Bans(f state.Filter) (state.BanPage, error)
+	Check(addr netip.Addr) (state.Check, error)
+
+	Allow(actor string, r state.AllowRequest) (state.AllowResponse, error)
+	Unallow(r state.UnallowRequest) (state.AllowResponse, error)
+	Allows() []state.Allow
+
+	Limits() ([]state.LimitView, error)
+	Limit(name string) (state.LimitView, error)
+	SetLimit(actor, name string, spec state.LimitSpec) (state.LimitView, error)
+	RemoveLimit(name string) error
+
+	Interfaces() ([]state.InterfaceView, error)
+	Attach(r state.AttachRequest) (state.InterfaceView, error)
+	Detach(name string) error
+
+	Sources(ctx context.Context, by state.Order, n int, sample time.Duration) (state.SourceList, error)
+	Status(ctx context.Context, sample time.Duration) (state.Overview, error)
+	Stats() (state.Stats, error)
+
+	Panic() bool
+	SetPanic(actor string, on bool) error
+	Reload() error
+
+	Ready() bool
+	Health() state.Health
+}
+
+type answer[T any] struct{ Body T }
+
+type none struct{}
+
+// Handler returns the API without its listener.
+func Handler(c Config) http.Handler {
+	mux := http.NewServeMux()
+	config := huma.DefaultConfig("Levee", c.Version)
+	config.Info.Description = "The control API of a Levee daemon: bans, allow entries, limits, interfaces, and what they do."
+	config.DocsPath, config.SchemasPath = "", ""
+	config.CreateHooks = nil // no $schema links
+	config.Transformers = []huma.Transformer{asProblems}
+	config.RejectUnknownQueryParameters = true
+	format := huma.Format{Marshal: huma.DefaultJSONFormat.Marshal, Unmarshal: strictJSON}
+	config.Formats = map[string]huma.Format{"application/json": format, "json": format}
+	config.Components.Schemas.RegisterTypeAlias(reflect.TypeFor[state.Threshold](), reflect.TypeFor[thresholdSchema]())
+	api := humago.New(mux, config)
+	b := backend{c.Backend}
+
+	b.bans(api)
+	b.allows(api)
+	b.limits(api)
+	b.interfaces(api)
+	b.views(api)
+	b.switches(api)
+	mux.HandleFunc("GET /healthz", b.healthz)
+	mux.HandleFunc("GET /readyz", b.readyz)
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		writeProblem(w, newProblem(http.StatusNotFound, state.CodeNotFound, "there is nothing at this path; /openapi.json says what there is"))
+	})
+	return mux
+}
+
+// thresholdSchema says that a threshold is a rate, or an object of rate and burst.
+type thresholdSchema struct{}
+
+// Schema is for huma.
+func (thresholdSchema) Schema(huma.Registry) *huma.Schema {
+	text := &huma.Schema{Type: huma.TypeString}
+	return &huma.Schema{
+		Description: "A rate, and what may come at once; by default one second's worth",
+		Examples:    []any{"20k/s", map[string]any{"rate": "200Mbit/s", "burst": "2MiB"}},
+		OneOf: []*huma.Schema{text, {
+			Type: huma.TypeObject, Properties: map[string]*huma.Schema{"rate": text, "burst": text},
+			Required: []string{"rate"}, AdditionalProperties: false,
+		}},
+	}
+}
+
+// operation describes an endpoint.
+func operation(method, path, id, summary string) huma.Operation {
+	return huma.Operation{OperationID: id, Method: method, Path: path, Summary: summary, MaxBodyBytes: maxBody,
+		BodyReadTimeout: readTimeout, Tags: []string{strings.Split(path, "/")[2]}}
+}
+
+type backend struct{ Backend }
+
+func (b backend) bans(api huma.API) {
+	type response struct {
+		Status int
+		Body   state.BanResponse
+	}
+	// 207 says that some items, or all, were refused: each has its own answer.
+	reply := func(r state.BanResponse, err error) (*response, error) {
+		if err != nil {
+			return nil, problemOf(err)
+		}
+		out := &response{Status: http.StatusOK, Body: r}
+		if r.Refused > 0 {
+			out.Status = http.StatusMultiStatus
+		}
+		return out, nil
+	}
+	huma.Register(api, operation(http.MethodPost, "/v1/bans", "ban", "Ban prefixes; each gets its own answer, 207 if any was refused"),
+		func(ctx context.Context, in *struct{ Body state.BanRequest }) (*response, error) {
+			return reply(b.Ban(actorOf(ctx), in.Body))
+		})
+	huma.Register(api, operation(http.MethodPost, "/v1/unban", "unban", "Take claims back"),
+		func(_ context.Context, in *struct{ Body state.UnbanRequest }) (*response, error) {
+			return reply(b.Unban(in.Body))
+		})
+	huma.Register(api, operation(http.MethodDelete, "/v1/bans", "unban-one", "Take the claims on one prefix back"),
+		func(_ context.Context, in *struct {
+			Prefix string       `query:"prefix" required:"true" maxLength:"80"`
+			Origin state.Origin `query:"origin" maxLength:"80" doc:"Whose claim; by default api"`
+			All    bool         `query:"all" doc:"The claims of all origins"`
+		}) (*response, error) {
+			return reply(b.Unban(state.UnbanRequest{Prefixes: []string{in.Prefix}, Origin: in.Origin, All: in.All}))
+		})
+	huma.Register(api, operation(http.MethodGet, "/v1/bans", "bans", "List claims, the newest first"),
+		func(_ context.Context, in *struct {
+			Origin state.Origin `query:"origin" maxLength:"80"`
+			Within string       `query:"within" maxLength:"80" doc:"Only on prefixes within this one"`
+			Since  time.Time    `query:"since" doc:"Only those made since"`
+			Limit  int          `query:"limit" minimum:"1" maximum:"10000" default:"1000"`
+			After  string       `query:"after" maxLength:"80" doc:"The cursor that the page before gave as next"`
+		}) (*answer[state.BanPage], error) {
+			f := state.Filter{Origin: in.Origin, Since: in.Since, Limit: in.Limit, After: in.After}
+			if in.Within != "" {
+				p, err := state.ParsePrefix(in.Within)
+				if err != nil {
+					return nil, problemOf(state.AsError(err, state.CodeInvalid).In("within"))
+				}
+				f.Within = p
+			}
+			return reply1(b.Bans(f))
+		})
+	huma.Register(api, operation(http.MethodGet, "/v1/check/{address}", "check", "Everything that concerns an address"),
+		func(_ context.Context, in *struct {
+			Address string `path:"address" maxLength:"80"`
+		}) (*answer[state.Check], error) {
+			addr, err := state.ParseAddr(in.Address)
+			if err != nil {
+				return nil, problemOf(err)
+			}
+			return reply1(b.Check(addr))
+		})
+}
+
+func reply1[T any](v T, err error) (*answer[T], error) {
+	if err != nil {
+		return nil, problemOf(err)
+	}
+	return &answer[T]{v}, nil
+}
+
+func (b backend) allows(api huma.API) {
+	type response struct {
+		Status int
+		Body   state.AllowResponse
+	}
+	reply := func(r state.AllowResponse, err error) (*response, error) {
+		if err != nil {
+			return nil, problemOf(err)
+		}
+		out := &response{Status: http.StatusOK, Body: r}
+		if r.Refused > 0 {
+			out.Status = http.StatusMultiStatus
+		}
+		return out, nil
+	}
+	huma.Register(api, operation(http.MethodPost, "/v1/allow", "allow", "Allow prefixes: no ban may touch them"),
+		func(ctx context.Context, in *struct{ Body state.AllowRequest }) (*response, error) {
+			return reply(b.Allow(actorOf(ctx), in.Body))
+		})
+	huma.Register(api, operation(http.MethodPost, "/v1/unallow", "unallow", "Take allow entries back"),
+		func(_ context.Context, in *struct{ Body state.UnallowRequest }) (*response, error) {
+			return reply(b.Unallow(in.Body))
+		})
+	huma.Register(api, operation(http.MethodDelete, "/v1/allow", "unallow-one", "Take one allow entry back"),
+		func(_ context.Context, in *struct {
+			Prefix string `query:"prefix" required:"true" maxLength:"80"`
+		}) (*response, error) {
+			return reply(b.Unallow(state.UnallowRequest{Prefixes: []string{in.Prefix}}))
+		})
+	huma.Register(api, operation(http.MethodGet, "/v1/allow", "allows", "List the allow entries"),
+		func(context.Context, *none) (*answer[state.AllowList], error) {
+			return &answer[state.AllowList]{state.AllowList{Allow: orEmpty(b.Allows())}}, nil
+		})
+}
+
+func orEmpty[T any](s []T) []T {
+	if s == nil {
+		return []T{}
+	}
+	return s
+}
+
+type limitName struct {
+	Name string `path:"name" maxLength:"80"`
+}
+
+func (b backend) limits(api huma.API) {
+	huma.Register(api, operation(http.MethodGet, "/v1/limits", "limits", "List the limits, and what they have done"),
+		func(context.Context, *none) (*answer[state.LimitList], error) {
+			l, err := b.Limits()
+			return reply1(state.LimitList{Limits: orEmpty(l)}, err)
+		})
+	huma.Register(api, operation(http.MethodGet, "/v1/limits/{name}", "limit", "One limit, and whom it drops most"),
+		func(_ context.Context, in *limitName) (*answer[state.LimitView], error) {
+			return reply1(b.Limit(in.Name))
+		})
+	huma.Register(api, operation(http.MethodPut, "/v1/limits/{name}", "set-limit", "Make or replace a limit"),
+		func(ctx context.Context, in *struct {
+			limitName
+			Body state.LimitSpec
+		}) (*answer[state.LimitView], error) {
+			return reply1(b.SetLimit(actorOf(ctx), in.Name, in.Body))
+		})
+	huma.Register(api, operation(http.MethodDelete, "/v1/limits/{name}", "remove-limit", "Take a limit of the run time back"),
+		func(_ context.Context, in *limitName) (*none, error) {
+			return nil, problemOf(b.RemoveLimit(in.Name))
+		})
+}
+
+func (b backend) interfaces(api huma.API) {
+	huma.Register(api, operation(http.MethodGet, "/v1/interfaces", "interfaces", "List the interfaces that are shielded, or are to be"),
+		func(context.Context, *none) (*answer[state.InterfaceList], error) {
+			l, err := b.Interfaces()
+			return reply1(state.InterfaceList{Interfaces: orEmpty(l)}, err)
+		})
+	huma.Register(api, operation(http.MethodPost, "/v1/interfaces", "attach", "Shield an interface"),
+		func(_ context.Context, in *struct{ Body state.AttachRequest }) (*answer[state.InterfaceView], error) {
+			return reply1(b.Attach(in.Body))
+		})
+	huma.Register(api, operation(http.MethodDelete, "/v1/interfaces/{name}", "detach", "Take the shield off an interface"),
+		func(_ context.Context, in *struct {
+			Name string `path:"name" maxLength:"80"`
+		}) (*none, error) {
+			return nil, problemOf(b.Detach(in.Name))
+		})
+}
+
+// sample is how long rates are measured; nothing is if it is absent.
+type sample struct {
+	Sample string `query:"sample" maxLength:"20" doc:"How long rates are measured, up to 10s; absent: not" example:"1s"`
+}
+
+func (s sample) duration() (time.Duration, error) {
+	if s.Sample == "" {
+		return 0, nil
+	}
+	d, err := state.ParseDuration(s.Sample)
+	if err != nil {
+		return 0, state.AsError(err, state.CodeInvalid).In("sample")
+	}
+	if time.Duration(d) > maxSample {
+		return 0, &state.Error{Code: state.CodeInvalid, Field: "sample", Value: s.Sample, Detail: "is longer than 10s"}
+	}
+	return time.Duration(d), nil
+}
+
+func (b backend) views(api huma.API) {
+	huma.Register(api, operation(http.MethodGet, "/v1/sources", "sources", "The sources that send most, or are dropped most"),
+		func(ctx context.Context, in *struct {
+			sample
+			By state.Order `query:"by" enum:"packets,bytes,dropped" default:"packets"`
+			N  int         `query:"n" minimum:"1" maximum:"10000" default:"20"`
+		}) (*answer[state.SourceList], error) {
+			d, err := in.duration()
+			if err != nil {
+				return nil, problemOf(err)
+			}
+			return reply1(b.Sources(ctx, in.By, in.N, d))
+		})
+	huma.Register(api, operation(http.MethodGet, "/v1/status", "status", "What is dropped, why, and whether anybody innocent is among it"),
+		func(ctx context.Context, in *struct{ sample }) (*answer[state.Overview], error) {
+			d, err := in.duration()
+			if err != nil {
+				return nil, problemOf(err)
+			}
+			return reply1(b.Status(ctx, d))
+		})
+	huma.Register(api, operation(http.MethodGet, "/v1/stats", "stats", "Every counter"),
+		func(context.Context, *none) (*answer[state.Stats], error) { return reply1(b.Stats()) })
+}
+
+func (b backend) switches(api huma.API) {
+	huma.Register(api, operation(http.MethodGet, "/v1/panic", "panic", "Whether everything passes"),
+		func(context.Context, *none) (*answer[state.PanicSwitch], error) {
+			return &answer[state.PanicSwitch]{state.PanicSwitch{On: b.Panic()}}, nil
+		})
+	huma.Register(api, operation(http.MethodPut, "/v1/panic", "set-panic", "Have everything pass at once, or end that"),
+		func(ctx context.Context, in *struct{ Body state.PanicSwitch }) (*answer[state.PanicSwitch], error) {
+			err := b.SetPanic(actorOf(ctx), in.Body.On)
+			return reply1(state.PanicSwitch{On: in.Body.On}, err)
+		})
+	huma.Register(api, operation(http.MethodPost, "/v1/config/reload", "reload", "Read the configuration file again: all of it is in force then, or nothing has changed"),
+		func(context.Context, *none) (*none, error) { return nil, problemOf(b.Reload()) })
+}
