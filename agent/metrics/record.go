@@ -1,0 +1,112 @@
+package metrics
+
+import (
+	"strconv"
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/levee-xdp/levee/agent/state"
+)
+
+// What an operation on a claim is called where it is no state.Status.
+const opExpired = "expired"
+
+// The most values that a label of a Record takes; later ones share one.
+const (
+	maxOrigins = namedLists
+	maxRoutes  = 64
+)
+
+// Record counts what the daemon itself does. It is safe for concurrent use. Its counters begin at 0
+// with the daemon.
+type Record struct {
+	changes, requests *prometheus.CounterVec
+	origins, routes   known
+}
+
+// NewRecord returns a Record of nothing.
+func NewRecord() *Record {
+	c := newCatalogue()
+	vec := func(m *metric) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: m.name, Help: m.help}, m.labels)
+	}
+	return &Record{changes: vec(c.banChanges), requests: vec(c.requests), origins: known{most: maxOrigins}, routes: known{most: maxRoutes}}
+}
+
+// Describe implements prometheus.Collector.
+func (r *Record) Describe(to chan<- *prometheus.Desc) {
+	r.changes.Describe(to)
+	r.requests.Describe(to)
+}
+
+// Collect implements prometheus.Collector.
+func (r *Record) Collect(to chan<- prometheus.Metric) {
+	r.changes.Collect(to)
+	r.requests.Collect(to)
+}
+
+// Bans counts the outcomes of proposals, which stand at the same places.
+func (r *Record) Bans(proposals []state.Proposal, outcomes []state.Outcome) {
+	for i := range min(len(proposals), len(outcomes)) {
+		o := &outcomes[i]
+		switch {
+		case o.Status == state.StatusUnchanged:
+		case o.Status == state.StatusRemoved && len(o.Removed) > 0:
+			for _, c := range o.Removed {
+				r.change(string(o.Status), c.Origin)
+			}
+		default:
+			r.change(string(o.Status), proposals[i].Origin)
+		}
+	}
+}
+
+// Expired counts claims that have ended.
+func (r *Record) Expired(ended []state.Expired) {
+	for _, e := range ended {
+		r.change(opExpired, e.Origin)
+	}
+}
+
+func (r *Record) change(op string, o state.Origin) {
+	// A refused proposal may carry anything as its origin.
+	name := "unknown"
+	if _, err := state.ParseOrigin(string(o)); err == nil || o == state.OriginKernel {
+		name = r.origins.bound(string(o), string(o.Kind())+":others")
+	}
+	r.changes.WithLabelValues(op, name).Inc()
+}
+
+// Request counts a request that was answered. The route is a pattern, such as /v1/bans/{prefix}, and
+// not the path that was asked for.
+func (r *Record) Request(route string, code int) {
+	if code < 100 || code > 599 {
+		code = 0
+	}
+	r.requests.WithLabelValues(r.routes.bound(label(route), "others"), strconv.Itoa(code)).Inc()
+}
+
+// known is the values that a label has had.
+type known struct {
+	most int
+	mu   sync.Mutex
+	seen map[string]bool
+}
+
+// bound returns the value, or the other one if there have been too many before it.
+func (k *known) bound(value, other string) string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.seen[value] {
+		return value
+	}
+	if len(k.seen) >= k.most {
+		return other
+	}
+	if k.seen == nil {
+		k.seen = map[string]bool{}
+	}
+	k.seen[value] = true
+	return value
+}
