@@ -186,6 +186,12 @@ func (c *Client) SetPanic(ctx context.Context, on bool) (out state.PanicSwitch, 
 	return out, c.call(ctx, http.MethodPut, "/v1/panic", nil, state.PanicSwitch{On: on}, &out)
 }
 
+// Reload has the daemon read its configuration file again: all of it is in force then, or nothing
+// has changed.
+func (c *Client) Reload(ctx context.Context) error {
+	return c.call(ctx, http.MethodPost, "/v1/config/reload", nil, nil, nil)
+}
+
 func sampled(q url.Values, sample time.Duration) url.Values {
 	if sample <= 0 {
 		return q

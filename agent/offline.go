@@ -1,0 +1,39 @@
+package agent
+
+import "github.com/levee-xdp/levee/loader"
+
+// What can be done to the shield without a daemon, through what is pinned. The root is where it is
+// pinned; empty for the default.
+var (
+	// ErrNothingPinned says that there is no shield on this host.
+	ErrNothingPinned = loader.ErrNoSet
+	// ErrNotAttached says that an interface is not shielded.
+	ErrNotAttached = loader.ErrNotAttached
+)
+
+// PinnedRoot is where the shield is pinned if nobody says otherwise.
+const PinnedRoot = loader.DefaultRoot
+
+// SetPinnedPanic throws the pinned panic switch: while it is on, every packet passes. Returns
+// ErrNothingPinned if there is no shield.
+func SetPinnedPanic(root string, on bool) error {
+	return loader.SetPanic(orDefaultRoot(root), on)
+}
+
+// DetachPinned takes the shield off an interface. Returns ErrNotAttached if it is not shielded.
+func DetachPinned(root, name string) error {
+	return loader.DetachInterface(orDefaultRoot(root), name)
+}
+
+// RemovePinned takes the whole shield down, off every interface, and returns what it did, a line
+// each. Bans, allow entries and limits stay in the state, for the next start.
+func RemovePinned(root string) ([]string, error) {
+	return loader.Remove(orDefaultRoot(root))
+}
+
+func orDefaultRoot(root string) string {
+	if root == "" {
+		return PinnedRoot
+	}
+	return root
+}
