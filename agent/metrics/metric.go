@@ -44,9 +44,9 @@ type catalogue struct {
 func newCatalogue() *catalogue {
 	return &catalogue{
 		packets:       counter("packets_total", "Packets, by what became of them and why. monitor: it would have been dropped, and passed.", "interface", "family", "action", "reason"),
-		bytes:         counter("bytes_total", "Bytes of those packets, whole frames.", "interface", "family", "action", "reason"),
+		bytes:         counter("bytes_total", "Bytes of packets, whole frames, by what became of them and why.", "interface", "family", "action", "reason"),
 		listPackets:   counter("list_packets_total", "Packets that the bans of an origin dropped, or would have dropped.", "origin", "action"),
-		listBytes:     counter("list_bytes_total", "Bytes of those packets.", "origin", "action"),
+		listBytes:     counter("list_bytes_total", "Bytes that the bans of an origin dropped, or would have dropped.", "origin", "action"),
 		exceeded:      counter("limit_exceeded_total", "Packets that broke a threshold of a limit, or met its aggregate or a penalty.", "limit", "threshold", "action"),
 		untracked:     counter("sources_untracked_total", "Packets whose source found no room in the source table."),
 		admitted:      counter("sources_admitted_total", "Sources that got a place in the source table."),
@@ -65,8 +65,8 @@ func newCatalogue() *catalogue {
 		monitorMode:   gauge("monitor_mode", "1 while nothing is dropped, only counted."),
 		drift:         gauge("reconcile_drift", "Entries that differed between state and kernel at the last comparison of the whole, and were put right. Reads 0 unless someone else writes the tables."),
 		reconciled:    gauge("reconcile_timestamp_seconds", "When state and kernel were last compared as a whole."),
-		reconcileTook: gauge("reconcile_duration_seconds", "How long that took."),
-		reconcile:     gauge("reconcile_failed", "1 if that failed."),
+		reconcileTook: gauge("reconcile_duration_seconds", "How long the last comparison of the whole took."),
+		reconcile:     gauge("reconcile_failed", "1 if the last comparison of the whole failed."),
 		build:         gauge("build_info", "Always 1; its labels say what runs.", "version", "goversion", "schema"),
 		scrapeErrors:  counter("scrape_errors_total", "Readings that failed. What could not be read shows what was read last.", "part"),
 		banChanges:    counter("ban_changes_total", "Claims that were added, changed, removed, refused, or that expired, since the daemon started.", "op", "origin"),
