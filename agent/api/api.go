@@ -43,7 +43,6 @@ type Backend interface {
 	SetPanic(actor string, on bool) error
 	Reload() error
 
-	Ready() bool
 	Health() state.Health
 }
 

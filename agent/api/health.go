@@ -7,15 +7,15 @@ import (
 	"github.com/levee-xdp/levee/agent/state"
 )
 
-// healthz says that the daemon lives, and what is wrong with it. readyz says whether it does its work.
+// healthz says that the daemon lives, and what is wrong with it. readyz says whether all is well.
 func (b backend) healthz(w http.ResponseWriter, _ *http.Request) {
 	writeHealth(w, http.StatusOK, b.Health())
 }
 
 func (b backend) readyz(w http.ResponseWriter, _ *http.Request) {
 	h, code := b.Health(), http.StatusOK
-	if !b.Ready() {
-		h.State, code = "starting", http.StatusServiceUnavailable
+	if h.State != "ok" {
+		code = http.StatusServiceUnavailable
 	}
 	writeHealth(w, code, h)
 }

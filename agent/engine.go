@@ -1,0 +1,503 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/levee-xdp/levee/agent/config"
+	"github.com/levee-xdp/levee/agent/metrics"
+	"github.com/levee-xdp/levee/agent/reconcile"
+	"github.com/levee-xdp/levee/agent/state"
+	"github.com/levee-xdp/levee/bpf"
+	"github.com/levee-xdp/levee/loader"
+)
+
+// engine does what the API is asked for: it takes a wish to the state, and when that is on disk to
+// the kernel, and answers when both have it.
+type engine struct {
+	version string
+	started time.Time
+	load    func() (*config.Config, error)
+	log     *slog.Logger
+	level   *slog.LevelVar
+	clock   state.Clock
+
+	config     atomic.Pointer[config.Config]
+	state      *state.Store
+	shield     Shield
+	tables     Tables
+	reconciler *reconcile.Reconciler
+	record     *metrics.Record
+	recent     recent
+	ready      atomic.Bool
+
+	settings sync.Mutex // held while limits, allows, interfaces or the configuration change
+
+	mu       sync.Mutex        // guards what follows
+	lasting  []string          // problems for as long as the daemon runs
+	troubles map[string]string // of interfaces, by name
+}
+
+// Ban makes claims.
+func (e *engine) Ban(actor string, r state.BanRequest) (state.BanResponse, error) {
+	results := make([]state.BanResult, len(r.Bans))
+	var proposals []state.Proposal
+	var places []int
+	for i, item := range r.Bans {
+		p, err := e.proposal(actor, item, r.Force)
+		if err != nil {
+			results[i] = state.BanResult{Prefix: item.Prefix, Status: state.StatusRefused, Error: err}
+			continue
+		}
+		proposals, places = append(proposals, p), append(places, i)
+	}
+	return e.propose(proposals, places, results)
+}
+
+func (e *engine) proposal(actor string, item state.BanItem, force bool) (state.Proposal, *state.Error) {
+	prefix, err := state.ParsePrefix(item.Prefix)
+	if err != nil {
+		return state.Proposal{}, state.AsError(err, state.CodeInvalid)
+	}
+	p := state.Proposal{Prefix: prefix, Origin: item.Origin, Actor: actor, Reason: item.Reason, Monitor: item.Monitor, Force: force}
+	if p.Origin == "" {
+		p.Origin = state.OriginAPI
+	}
+	switch {
+	case item.For != "" && !item.Expires.IsZero():
+		return p, &state.Error{Code: state.CodeInvalid, Field: "expires", Detail: "stands beside for; give one of them"}
+	case item.For != "":
+		d, err := state.ParseDuration(item.For)
+		if err != nil {
+			return p, state.AsError(err, state.CodeInvalid).In("for")
+		}
+		if p.For = time.Duration(d); p.For == 0 {
+			return p, &state.Error{Code: state.CodeInvalid, Field: "for", Value: item.For, Detail: "is no time at all; leave it out for a ban without an end"}
+		}
+	case !item.Expires.IsZero():
+		if p.For = item.Expires.Sub(e.clock.Now()); p.For <= 0 {
+			return p, &state.Error{Code: state.CodeInvalid, Field: "expires", Value: item.Expires.Format(time.RFC3339), Detail: "has passed"}
+		}
+	}
+	if p.Origin == state.OriginKernel {
+		_, err := state.ParseOrigin(string(p.Origin))
+		return p, state.AsError(err, state.CodeInvalid)
+	}
+	return p, nil
+}
+
+// Unban takes claims back.
+func (e *engine) Unban(r state.UnbanRequest) (state.BanResponse, error) {
+	origin := r.Origin
+	if origin == "" && !r.All {
+		origin = state.OriginAPI
+	}
+	if len(r.Prefixes) == 0 {
+		return e.unbanOrigin(origin, r.All)
+	}
+	results := make([]state.BanResult, len(r.Prefixes))
+	var proposals []state.Proposal
+	var places []int
+	for i, text := range r.Prefixes {
+		prefix, err := state.ParsePrefix(text)
+		if err != nil {
+			results[i] = state.BanResult{Prefix: text, Status: state.StatusRefused, Error: state.AsError(err, state.CodeInvalid)}
+			continue
+		}
+		proposals = append(proposals, state.Proposal{Prefix: prefix, Origin: origin, Remove: true, All: r.All})
+		places = append(places, i)
+	}
+	return e.propose(proposals, places, results)
+}
+
+// unbanOrigin takes every claim of an origin back.
+func (e *engine) unbanOrigin(origin state.Origin, all bool) (state.BanResponse, error) {
+	if all {
+		return state.BanResponse{}, &state.Error{Code: state.CodeInvalid, Field: "prefixes", Detail: "are missing: name the prefixes, or one origin whose claims are to go"}
+	}
+	prefixes := e.state.ByOrigin(origin)
+	proposals := make([]state.Proposal, len(prefixes))
+	places := make([]int, len(prefixes))
+	for i, p := range prefixes {
+		proposals[i], places[i] = state.Proposal{Prefix: p, Origin: origin, Remove: true}, i
+	}
+	return e.propose(proposals, places, make([]state.BanResult, len(prefixes)))
+}
+
+// propose takes proposals to the state and to the kernel, and puts their answers at their places.
+// What the kernel does not take is taken back from the state.
+func (e *engine) propose(proposals []state.Proposal, places []int, results []state.BanResult) (state.BanResponse, error) {
+	outcomes, err := e.state.Propose(proposals)
+	if err != nil {
+		return state.BanResponse{}, err
+	}
+	var prefixes []netip.Prefix
+	var of []int
+	for i := range outcomes {
+		if s := outcomes[i].Status; s != state.StatusRefused && s != state.StatusUnchanged {
+			prefixes, of = append(prefixes, outcomes[i].Prefix), append(of, i)
+		}
+	}
+	if failed := e.reconciler.Apply(prefixes); failed != nil {
+		if err := e.takeBack(outcomes, of, failed); err != nil {
+			return state.BanResponse{}, err
+		}
+	}
+	r := state.BanResponse{Bans: results}
+	for i := range outcomes {
+		results[places[i]] = resultOf(&outcomes[i])
+	}
+	e.record.Bans(proposals, outcomes)
+	for i := range results {
+		if results[i].Status == state.StatusRefused {
+			r.Refused++
+		} else {
+			r.Done++
+		}
+	}
+	return r, nil
+}
+
+// takeBack undoes in the state what the kernel has refused.
+func (e *engine) takeBack(outcomes []state.Outcome, of []int, failed []*state.Error) error {
+	var undo []state.Outcome
+	var prefixes []netip.Prefix
+	for i, err := range failed {
+		if o := &outcomes[of[i]]; err != nil && o.Status != state.StatusRemoved {
+			undo, prefixes = append(undo, *o), append(prefixes, o.Prefix)
+			*o = state.Outcome{Prefix: o.Prefix, Status: state.StatusRefused, Error: err}
+		}
+	}
+	err := e.state.Revert(undo)
+	e.reconciler.Apply(prefixes)
+	return err
+}
+
+func resultOf(o *state.Outcome) state.BanResult {
+	r := state.BanResult{Prefix: o.Prefix.String(), Status: o.Status, Removed: o.Removed, Others: o.Others, Notes: o.Notes, Error: o.Error}
+	if c := o.Claim; c != nil {
+		r.Origin, r.Actor, r.Reason, r.Created, r.Expires, r.Monitor = c.Origin, c.Actor, c.Reason, c.Created, c.Expires, c.Monitor
+	}
+	return r
+}
+
+// Bans lists claims.
+func (e *engine) Bans(f state.Filter) (state.BanPage, error) {
+	page, total, next, err := e.state.List(f)
+	if err != nil {
+		return state.BanPage{}, err
+	}
+	if page == nil {
+		page = []state.Claim{}
+	}
+	return state.BanPage{Bans: page, Total: total, Next: next}, nil
+}
+
+// Allow makes allow entries.
+func (e *engine) Allow(actor string, r state.AllowRequest) (state.AllowResponse, error) {
+	var proposals []state.AllowProposal
+	prefixes := make([]string, len(r.Allow))
+	for i, item := range r.Allow {
+		prefixes[i] = item.Prefix
+		p := state.AllowProposal{Actor: actor, AllowSpec: state.AllowSpec{NoLimits: item.NoLimits, Comment: item.Comment}}
+		p.Prefix.Prefix, _ = state.ParsePrefix(item.Prefix) // what is none is refused below
+		proposals = append(proposals, p)
+	}
+	return e.proposeAllows(prefixes, proposals)
+}
+
+// Unallow takes allow entries back.
+func (e *engine) Unallow(r state.UnallowRequest) (state.AllowResponse, error) {
+	var proposals []state.AllowProposal
+	for _, text := range r.Prefixes {
+		p := state.AllowProposal{Remove: true}
+		p.Prefix.Prefix, _ = state.ParsePrefix(text) // what is none is refused below
+		proposals = append(proposals, p)
+	}
+	return e.proposeAllows(r.Prefixes, proposals)
+}
+
+func (e *engine) proposeAllows(prefixes []string, proposals []state.AllowProposal) (state.AllowResponse, error) {
+	e.settings.Lock()
+	defer e.settings.Unlock()
+	outcomes, err := e.state.ProposeAllows(proposals)
+	if err != nil {
+		return state.AllowResponse{}, err
+	}
+	if err := e.reconciler.SyncAllows(); err != nil {
+		return state.AllowResponse{}, errors.Join(err, e.state.RevertAllows(outcomes), e.reconciler.SyncAllows())
+	}
+	r := state.AllowResponse{Allow: make([]state.AllowResult, len(outcomes))}
+	for i, o := range outcomes {
+		r.Allow[i] = state.AllowResult{Prefix: o.Prefix.String(), Status: o.Status, Allow: o.Allow, Notes: o.Notes, Error: o.Error}
+		if _, err := state.ParsePrefix(prefixes[i]); err != nil {
+			r.Allow[i].Prefix, r.Allow[i].Error = prefixes[i], state.AsError(err, state.CodeInvalid)
+		}
+		if o.Status == state.StatusRefused {
+			r.Refused++
+		} else {
+			r.Done++
+		}
+	}
+	return r, nil
+}
+
+// Allows lists the allow entries.
+func (e *engine) Allows() []state.Allow { return e.state.Allows() }
+
+// SetLimit makes or replaces a limit of the run time.
+func (e *engine) SetLimit(actor, name string, spec state.LimitSpec) (state.LimitView, error) {
+	e.settings.Lock()
+	defer e.settings.Unlock()
+	_, before, err := e.state.SetLimit(name, spec, actor)
+	if err != nil {
+		return state.LimitView{}, err
+	}
+	if err := e.reconciler.SyncLimits(); err != nil {
+		var undo error
+		if before != nil {
+			_, _, undo = e.state.SetLimit(name, *before, actor)
+		} else {
+			undo = e.state.RemoveLimit(name)
+		}
+		return state.LimitView{}, errors.Join(err, undo, e.reconciler.SyncLimits())
+	}
+	return e.Limit(name)
+}
+
+// RemoveLimit takes a limit of the run time back.
+func (e *engine) RemoveLimit(name string) error {
+	e.settings.Lock()
+	defer e.settings.Unlock()
+	if err := e.state.RemoveLimit(name); err != nil {
+		return err
+	}
+	return e.reconciler.SyncLimits()
+}
+
+// Attach shields an interface, now and after a restart.
+func (e *engine) Attach(r state.AttachRequest) (state.InterfaceView, error) {
+	e.settings.Lock()
+	defer e.settings.Unlock()
+	if r.Mode == "" {
+		r.Mode = state.ModeAuto
+	}
+	if err := state.CheckInterface(r.Name, r.Mode); err != nil {
+		return state.InterfaceView{}, err
+	}
+	had := e.attached(r.Name)
+	if _, err := e.shield.Attach(r.Name, kernelMode(r.Mode)); err != nil {
+		return state.InterfaceView{}, attachError(r.Name, err)
+	}
+	if err := e.state.RememberAttached(r.Name, r.Mode); err != nil {
+		if !had {
+			err = errors.Join(err, e.shield.Detach(r.Name))
+		}
+		return state.InterfaceView{}, err
+	}
+	e.trouble(r.Name, "")
+	views, err := e.Interfaces()
+	if err != nil {
+		return state.InterfaceView{}, err
+	}
+	for _, v := range views {
+		if v.Name == r.Name {
+			return v, nil
+		}
+	}
+	return state.InterfaceView{Name: r.Name}, nil
+}
+
+func (e *engine) attached(name string) bool {
+	list, err := e.shield.Attachments()
+	return err == nil && slices.ContainsFunc(list, func(a loader.Attachment) bool { return a.Name == name && a.Mode != loader.ModeNone })
+}
+
+// trouble notes what keeps an interface from being shielded; empty if nothing does.
+func (e *engine) trouble(name, why string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if why == "" {
+		delete(e.troubles, name)
+	} else {
+		e.troubles[name] = why
+	}
+}
+
+func kernelMode(m state.InterfaceMode) loader.Mode {
+	mode, err := loader.ParseMode(string(m))
+	if err != nil {
+		return loader.ModeAuto
+	}
+	return mode
+}
+
+func attachError(name string, err error) error {
+	failed := &state.Error{Code: state.CodeKernel, Field: "interface", Value: name, Detail: err.Error()}
+	_, foreign := errors.AsType[*loader.ForeignError](err)
+	_, mode := errors.AsType[*loader.ModeError](err)
+	switch {
+	case foreign:
+		failed.Code = state.CodeRefused
+	case mode:
+		failed.Code = state.CodeConflict
+	case errors.Is(err, loader.ErrNoInterface):
+		failed.Code, failed.Detail = state.CodeNotFound, loader.ErrNoInterface.Error()
+	case errors.Is(err, loader.ErrNotAttached):
+		failed.Code, failed.Detail = state.CodeNotFound, loader.ErrNotAttached.Error()
+	case errors.Is(err, loader.ErrTooManyInterfaces):
+		failed.Code = state.CodeFull
+	}
+	return failed
+}
+
+// Detach takes the shield off an interface, now and after a restart.
+func (e *engine) Detach(name string) error {
+	e.settings.Lock()
+	defer e.settings.Unlock()
+	if err := state.CheckInterface(name, ""); err != nil {
+		return err
+	}
+	i, known := e.state.Interface(name)
+	_, _, wanted := i.Wanted()
+	err := e.shield.Detach(name)
+	if err != nil && (!errors.Is(err, loader.ErrNotAttached) || !known || !wanted) {
+		return attachError(name, err)
+	}
+	e.trouble(name, "")
+	return e.state.RememberDetached(name)
+}
+
+// Panic tells whether everything passes.
+func (e *engine) Panic() bool { return e.tables.Control.Panic() }
+
+// SetPanic has everything pass, or ends that.
+func (e *engine) SetPanic(actor string, on bool) error {
+	e.tables.Control.SetPanic(on)
+	if on {
+		e.log.Warn("the panic switch is on: everything passes", "actor", actor)
+	} else {
+		e.log.Warn("the panic switch is off", "actor", actor)
+	}
+	return nil
+}
+
+// Reload reads the configuration again. All of it is in force then, or nothing has changed.
+func (e *engine) Reload() error {
+	e.settings.Lock()
+	defer e.settings.Unlock()
+	next, err := e.load()
+	if err != nil {
+		return &state.Error{Code: state.CodeInvalid, Field: "configuration", Detail: err.Error() + "\nnothing was changed"}
+	}
+	before := e.config.Load()
+	if names := before.NeedsRestart(next); len(names) > 0 {
+		return &state.Error{Code: state.CodeConflict, Field: "configuration", Value: fmt.Sprint(names),
+			Detail: "differs and takes a restart of the daemon to change; nothing was changed. The shield stands during a restart"}
+	}
+	if err := e.configure(before, next); err != nil {
+		undo := e.configure(next, before)
+		return errors.Join(err, undo)
+	}
+	e.config.Store(next)
+	e.log.Info("the configuration was read again and is in force")
+	return nil
+}
+
+// configure brings everything from one configuration to another.
+func (e *engine) configure(from, to *config.Config) error {
+	if err := e.state.Configure(to.Configured()); err != nil {
+		return err
+	}
+	if err := errors.Join(e.reconciler.SyncLimits(), e.reconciler.SyncAllows(), e.control(to)); err != nil {
+		return err
+	}
+	for _, i := range to.Interfaces {
+		known, _ := e.state.Interface(i.Name)
+		if _, _, wanted := known.Wanted(); wanted {
+			if err := e.attachConfigured(known); err != nil {
+				return err
+			}
+		}
+	}
+	for _, i := range from.Interfaces {
+		known, _ := e.state.Interface(i.Name)
+		if _, _, wanted := known.Wanted(); !wanted {
+			if err := e.shield.Detach(i.Name); err != nil && !errors.Is(err, loader.ErrNotAttached) {
+				return attachError(i.Name, err)
+			}
+			e.trouble(i.Name, "")
+		}
+	}
+	return nil
+}
+
+// attachConfigured attaches an interface that is wanted. One that is not there is no error: it is
+// attached when it comes.
+func (e *engine) attachConfigured(i state.Interface) error {
+	mode, _, _ := i.Wanted()
+	_, err := e.shield.Attach(i.Name, kernelMode(mode))
+	if errors.Is(err, loader.ErrNoInterface) {
+		e.log.Warn("there is no such interface; it is shielded when it comes", "interface", i.Name)
+		return e.shield.Want(i.Name, kernelMode(mode))
+	}
+	if err != nil {
+		return attachError(i.Name, err)
+	}
+	e.trouble(i.Name, "")
+	return nil
+}
+
+// control sets the run-time switches as a configuration has them; panic is nobody's but the operator's.
+func (e *engine) control(c *config.Config) error {
+	e.level.Set(levelOf(c.Log.Level))
+	e.tables.Control.SetMonitor(c.Mode == state.Monitor)
+	e.tables.Control.SetEventBudget(uint32(min(c.Events.Budget, 1<<31)))
+	if err := e.tables.Control.SetControlCap(c.ControlCap.Rate.PerSecond(), c.ControlCap.BurstUnits()); err != nil {
+		return fmt.Errorf("control_cap: %w", err)
+	}
+	if err := e.tables.Control.SetSourceIdle(time.Duration(c.SourceIdle)); err != nil {
+		return fmt.Errorf("source_idle: %w", err)
+	}
+	return nil
+}
+
+// keep makes claims of bans that stand in the kernel and not in the state, so that a state which
+// was lost does not open the gates.
+func (e *engine) keep(reason string) (int, error) {
+	const part = 10_000
+	var proposals []state.Proposal
+	kept := 0
+	flush := func() error {
+		outcomes, err := e.state.Propose(proposals)
+		for i := range outcomes {
+			if outcomes[i].Error == nil {
+				kept++
+			}
+		}
+		proposals = proposals[:0]
+		return err
+	}
+	now := e.clock.Monotonic()
+	for b := range e.tables.Bans.All() {
+		if _, known := e.state.Effective(b.Prefix); known || b.Expires <= now {
+			continue
+		}
+		p := state.Proposal{Prefix: b.Prefix, Origin: state.OriginKernel, Actor: "levee", Reason: reason, Monitor: b.Monitor, Force: true}
+		if b.Expires != bpf.Forever {
+			p.For = time.Duration(b.Expires - now)
+		}
+		if proposals = append(proposals, p); len(proposals) == part {
+			if err := flush(); err != nil {
+				return kept, err
+			}
+		}
+	}
+	return kept, flush()
+}

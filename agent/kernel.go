@@ -1,0 +1,146 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"github.com/levee-xdp/levee/agent/config"
+	"github.com/levee-xdp/levee/agent/reconcile"
+	"github.com/levee-xdp/levee/bpf"
+	"github.com/levee-xdp/levee/loader"
+	"github.com/levee-xdp/levee/maps"
+)
+
+// Kernel opens the kernel's side of a shield.
+type Kernel interface {
+	// Probe says what the host lacks.
+	Probe(root string) loader.Report
+	// Open adopts what is pinned, or makes it.
+	Open(ctx context.Context, c *config.Config, log *slog.Logger) (Shield, error)
+}
+
+// Shield is a pinned set of tables and the programs on interfaces. loader.Set says more of each.
+type Shield interface {
+	Adopted() (bool, string)
+	Attach(name string, mode loader.Mode) (loader.Attachment, error)
+	Detach(name string) error
+	Attachments() ([]loader.Attachment, error)
+	Want(name string, mode loader.Mode) error
+	Upgrade() ([]loader.Attachment, error)
+	Watch(ctx context.Context) error
+	Tables() Tables
+	Close() error
+}
+
+// Tables is the tables of a set. maps.Tables says more of each.
+type Tables struct {
+	Bans       Bans
+	Allows     Allows
+	Limits     reconcile.Limits
+	Sources    Sources
+	Counters   Counters
+	Events     Events
+	Control    Control
+	Interfaces Interfaces
+}
+
+// Bans is the ban table.
+type Bans interface {
+	reconcile.Bans
+	Lookup(netip.Addr) (maps.Ban, bool)
+	Len() (v4, v6 int)
+	Slots() (v4, v6 int)
+	Capacity() (v4, v6 int)
+	All() iter.Seq[maps.Ban]
+}
+
+// Allows is the allow list.
+type Allows interface {
+	reconcile.Allows
+	Len() int
+	Capacity() int
+}
+
+// Sources is the table of tracked sources.
+type Sources interface {
+	Top(n int, by maps.Order) ([]maps.Source, error)
+	Lookup(netip.Addr) ([]maps.Source, error)
+	Len() (int, error)
+	Capacity() int
+}
+
+// Counters is what the program counts.
+type Counters interface {
+	Read() ([]maps.Count, error)
+	Lists() ([]maps.ListCount, error)
+	Limits() ([]maps.LimitCount, error)
+	Stats() ([bpf.StatMax]uint64, error)
+}
+
+// Events is the program's samples.
+type Events interface {
+	Run(ctx context.Context, each func(maps.Event)) error
+}
+
+// Control is the run-time switches.
+type Control interface {
+	SetPanic(on bool)
+	Panic() bool
+	SetMonitor(on bool)
+	SetEventBudget(events uint32)
+	SetControlCap(perSecond, burst float64) error
+	SetSourceIdle(time.Duration) error
+}
+
+// Interfaces is the slots of the counters.
+type Interfaces interface {
+	List() []maps.Interface
+}
+
+// System is the kernel that this runs on.
+type System struct{}
+
+// Probe says what the host lacks.
+func (System) Probe(root string) loader.Report { return loader.Probe(root) }
+
+// Open adopts what is pinned, or makes it.
+func (System) Open(ctx context.Context, c *config.Config, log *slog.Logger) (_ Shield, err error) {
+	want := loader.Config{Root: c.BPFFS, Lock: c.Lock, Sizes: c.Tables.Sizes(), Features: c.Features.Program(), Log: log}
+	if c.Compile.Enabled {
+		spec, report, err := loader.Compile(ctx, loader.CompileConfig{CacheDir: c.Compile.Cache, Clang: c.Compile.Clang})
+		if err != nil {
+			log.Warn("the program could not be compiled on this host, the one that Levee brings along does as well", "error", err)
+		} else {
+			log.Info("the program was compiled on this host", "clang", report.Version, "cpu", report.CPU, "cached", report.Cached, "took", report.Took)
+			want.Spec = spec
+		}
+	}
+	set, err := loader.Open(want)
+	if err != nil {
+		return nil, err
+	}
+	tables, err := maps.Open(set.Maps())
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open the tables: %w", err), set.Close())
+	}
+	return &shield{Set: set, tables: tables}, nil
+}
+
+type shield struct {
+	*loader.Set
+	tables *maps.Tables
+}
+
+func (s *shield) Tables() Tables {
+	t := s.tables
+	return Tables{Bans: t.Bans, Allows: t.Allows, Limits: t.Limits, Sources: t.Sources,
+		Counters: t.Counters, Events: t.Events, Control: t.Control, Interfaces: t.Interfaces}
+}
+
+// Close lets go of the descriptors. What is attached stays attached.
+func (s *shield) Close() error { return errors.Join(s.tables.Close(), s.Set.Close()) }
