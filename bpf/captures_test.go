@@ -54,10 +54,10 @@ func read(t *testing.T, path string) *capture.File {
 	return file
 }
 
-// parser has the program tell what it reads in a packet. One run with every source banned, but the
-// ban only monitoring, so that the packet walks all the way and its event says what was found; one
-// without any ban for the reason; one under a limit of SYN and one of fragments that nothing
-// conforms to.
+// parser has the program tell what it reads in a packet. Every source is banned, but the bans only
+// monitor, so that a packet walks all the way and its event says what was found; and nothing
+// conforms to the cap of control packets, nor to the limit, which is of SYN first and then of
+// fragments.
 type parser struct {
 	*rig.Rig
 	events *rig.Events
@@ -65,12 +65,15 @@ type parser struct {
 
 func newParser(tb testing.TB, r *rig.Rig) *parser {
 	tb.Helper()
-	events, err := r.Events()
-	if err != nil {
-		tb.Fatal(err)
+	r.Reset()
+	for _, half := range []string{"0.0.0.0/0", "::/1", "8000::/1"} {
+		r.Ban(rig.Ban{Prefix: netip.MustParsePrefix(half), Monitor: true})
 	}
-	tb.Cleanup(func() { events.Close() })
-	return &parser{r, events}
+	r.SetControl(func(c *bpf.Control) {
+		c.EventBudget = math.MaxUint32
+		c.ControlCost, c.ControlBurst = 2, 1
+	})
+	return &parser{r, openEvents(tb, r)}
 }
 
 // never is a threshold that no packet conforms to.
@@ -79,109 +82,53 @@ func never(t bpf.Threshold) (all [bpf.ThresholdMax]rig.Rate) {
 	return all
 }
 
-// parse returns what the program reads in each frame.
-func (p *parser) parse(frames [][]byte) ([]reference.Packet, error) {
-	found := make([]reference.Packet, len(frames))
-
-	p.Reset()
-	for i, frame := range frames {
-		reason, family, err := p.reason(frame)
+// parse returns what the program reads in a frame.
+func (p *parser) parse(frame []byte) (found reference.Packet, err error) {
+	for _, threshold := range []bpf.Threshold{bpf.ThresholdSYN, bpf.ThresholdFragments} {
+		p.Forget()
+		p.Limit(0, rig.Limit{Thresholds: never(threshold)})
+		verdict, err := p.Run(frame)
 		if err != nil {
-			return nil, err
-		}
-		switch reason {
-		case bpf.ReasonClean:
-		case bpf.ReasonNonIP:
-			found[i].Verdict = reference.NonIP
-		case bpf.ReasonMalformedL3:
-			found[i].Verdict = reference.MalformedL3
-		case bpf.ReasonMartian:
-			found[i].Verdict = reference.Martian
-		case bpf.ReasonMalformedL4:
-			found[i].Verdict = reference.MalformedL4
-		case bpf.ReasonControl:
-			found[i].Control = true
-			if family == bpf.FamilyOther {
-				found[i].Verdict = reference.NonIP
-			}
-		default:
-			return nil, fmt.Errorf("frame %d: counted as %s", i, reason)
-		}
-	}
-
-	for _, half := range []string{"0.0.0.0/0", "::/1", "8000::/1"} {
-		p.Ban(rig.Ban{Prefix: netip.MustParsePrefix(half), Monitor: true})
-	}
-	p.SetControl(func(c *bpf.Control) { c.EventBudget = math.MaxUint32 })
-	for i, frame := range frames {
-		if _, err := p.Run(frame); err != nil {
-			return nil, err
+			return found, err
 		}
 		events, err := p.events.Drain()
 		if err != nil {
-			return nil, err
+			return found, err
 		}
-		if len(events) == 0 && found[i].Verdict == reference.NonIP {
-			continue // passes, and only drops are sampled
+		if len(events) == 0 && verdict == xdpPass {
+			found.Verdict = reference.NonIP // the only kind that no ban applies to
+			return found, nil
 		}
-		if len(events) != 1 {
-			return nil, fmt.Errorf("frame %d: %d events", i, len(events))
+		if len(events) != 1 || (events[0].Monitored == 1) != (verdict == xdpPass) {
+			return found, fmt.Errorf("%s, with %d events", action(verdict), len(events))
 		}
-		describe(&found[i], events[0])
-	}
-
-	for t, mark := range map[bpf.Threshold]func(*reference.Packet){
-		bpf.ThresholdSYN:       func(f *reference.Packet) { f.SYN = true },
-		bpf.ThresholdFragments: func(f *reference.Packet) { f.Fragment = true },
-	} {
-		p.Reset()
-		p.Limit(0, rig.Limit{Thresholds: never(t)})
-		for i, frame := range frames {
-			if found[i].Verdict != reference.Sound || found[i].Control {
-				continue
-			}
-			verdict, err := p.Run(frame)
-			if err != nil {
-				return nil, err
-			}
-			if verdict == xdpDrop {
-				mark(&found[i])
-			}
-		}
+		describe(&found, events[0])
 	}
 	return found, nil
 }
 
-// reason runs a frame and finds the counter that moved.
-func (p *parser) reason(frame []byte) (bpf.Reason, bpf.Family, error) {
-	type key struct {
-		reason bpf.Reason
-		family bpf.Family
-	}
-	count := func() map[key]uint64 {
-		sums := make(map[key]uint64)
-		for _, reason := range []bpf.Reason{bpf.ReasonClean, bpf.ReasonNonIP, bpf.ReasonControl, bpf.ReasonMalformedL3, bpf.ReasonMartian, bpf.ReasonMalformedL4} {
-			for family := range bpf.FamilyMax {
-				sums[key{reason, family}] = p.Count(reason, family, false).Packets
-			}
-		}
-		return sums
-	}
-	before := count()
-	if _, err := p.Run(frame); err != nil {
-		return 0, 0, err
-	}
-	for k, n := range count() {
-		if n != before[k] {
-			return k.reason, k.family, nil
-		}
-	}
-	return 0, 0, fmt.Errorf("not counted, or as something strange: % x", frame[:min(len(frame), 96)])
-}
-
 // describe fills in what an event says.
 func describe(p *reference.Packet, e bpf.Event) {
-	switch bpf.Family(e.Family) {
+	switch bpf.Reason(e.Reason) {
+	case bpf.ReasonMalformedL3:
+		p.Verdict = reference.MalformedL3
+	case bpf.ReasonMartian:
+		p.Verdict = reference.Martian
+	case bpf.ReasonMalformedL4:
+		p.Verdict = reference.MalformedL4
+	case bpf.ReasonControlCap:
+		p.Control = true
+	case bpf.ReasonLimitSYN:
+		p.SYN = true
+	case bpf.ReasonLimitFragments:
+		p.Fragment = true
+	}
+	family := bpf.Family(e.Family)
+	switch family {
+	case bpf.FamilyOther:
+		if p.Control {
+			p.Verdict = reference.NonIP
+		}
 	case bpf.FamilyIPv4:
 		p.Family = 4
 	case bpf.FamilyIPv6:
@@ -190,10 +137,29 @@ func describe(p *reference.Packet, e bpf.Event) {
 	if p.Verdict == reference.MalformedL3 {
 		return
 	}
-	p.Source = rig.Address(bpf.Family(e.Family), e.Src[0], e.Src[1])
-	p.Destination = rig.Address(bpf.Family(e.Family), e.Dst[0], e.Dst[1])
+	p.Source = rig.Address(family, e.Src[0], e.Src[1])
+	p.Destination = rig.Address(family, e.Dst[0], e.Dst[1])
 	p.Protocol = e.Protocol
 	p.SourcePort, p.DestinationPort = e.Sport, e.Dport
+}
+
+// reasonOf is what a packet is counted as where there are neither bans nor limits.
+func reasonOf(p reference.Packet) bpf.Reason {
+	switch p.Verdict {
+	case reference.MalformedL3:
+		return bpf.ReasonMalformedL3
+	case reference.Martian:
+		return bpf.ReasonMartian
+	case reference.MalformedL4:
+		return bpf.ReasonMalformedL4
+	}
+	switch {
+	case p.Control:
+		return bpf.ReasonControl
+	case p.Verdict == reference.NonIP:
+		return bpf.ReasonNonIP
+	}
+	return bpf.ReasonClean
 }
 
 // comparable is what the two parsers are compared by: an event has no flag that says that it has
@@ -239,23 +205,38 @@ func TestParserCaptures(t *testing.T) {
 		*parser
 		sample
 	}{{newParser(t, loadDefault(t)), short}, {newParser(t, loadFrags(t)), long}} {
-		found, err := part.parse(part.frames)
-		if err != nil {
-			t.Fatal(err)
+		complain := func(i int, format string, args ...any) {
+			t.Helper()
+			frame := part.frames[i]
+			t.Errorf("%s, a frame of %d bytes: %s\n% x", part.names[i], len(frame), fmt.Sprintf(format, args...), frame[:min(len(frame), 128)])
 		}
 		for i, frame := range part.frames {
+			found, err := part.parse(frame)
+			if err != nil {
+				t.Fatalf("%s: %v", part.names[i], err)
+			}
 			want := reference.Parse(frame, rig.FirstBuffer)
-			if comparable(found[i]) != comparable(want) {
-				t.Errorf("%s, a frame of %d bytes:\nprogram   %+v\nreference %+v\n% x", part.names[i], len(frame),
-					found[i], want, frame[:min(len(frame), 128)])
+			if comparable(found) != comparable(want) {
+				complain(i, "\nprogram   %+v\nreference %+v", found, want)
 			}
 			if diff := againstGopacket(frame, want); diff != "" {
-				t.Errorf("%s: %s\n% x", part.names[i], diff, frame[:min(len(frame), 128)])
+				complain(i, "%s", diff)
 			}
 			total.packets++
 			total.verdicts[want.Verdict]++
 			if want.Control {
 				total.control++
+			}
+		}
+		// And as it is without bans and limits.
+		part.Reset()
+		for i, frame := range part.frames {
+			want := reference.Parse(frame, rig.FirstBuffer)
+			family := map[int]bpf.Family{4: bpf.FamilyIPv4, 6: bpf.FamilyIPv6}[want.Family]
+			before := part.Count(reasonOf(want), family, false)
+			run(t, part.Rig, frame)
+			if part.Count(reasonOf(want), family, false).Packets != before.Packets+1 {
+				complain(i, "not counted as %s, %s", reasonOf(want), family)
 			}
 		}
 	}

@@ -298,6 +298,9 @@ func (r *Rig) FillBut(index uint32) {
 	}
 }
 
+// Forget empties the source table.
+func (r *Rig) Forget() { r.zero(bpf.LeveeMapSourceTags) }
+
 // Age moves every source's last packet back in time.
 func (r *Rig) Age(d time.Duration) {
 	for bucket := range r.buckets(bpf.LeveeMapSourceTags) {
