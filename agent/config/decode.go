@@ -264,6 +264,7 @@ func (d *decoder) value(n ast.Node, v reflect.Value, path string) {
 		return
 	case ast.NullType:
 		return // nothing is said: the default stands
+	default:
 	}
 	if v.Kind() == reflect.Pointer {
 		if v.IsNil() || !isMapping(n) {

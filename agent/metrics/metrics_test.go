@@ -285,7 +285,7 @@ func TestCardinality(t *testing.T) {
 		f.snapshot.Origins = append(f.snapshot.Origins, state.OriginCount{Origin: f.origins[uint16(l)], List: uint16(l), IPv4: 1})
 		f.lists = append(f.lists, maps.ListCount{List: uint16(l), Packets: 1}, maps.ListCount{List: uint16(l), Monitored: true, Packets: 1})
 	}
-	for i := range uint32(bpf.MaxLimits) * uint32(bpf.LimitCounters) {
+	for i := range bpf.MaxLimits * uint32(bpf.LimitCounters) {
 		f.limits = append(f.limits, maps.LimitCount{Limit: uint8(i / 8), Threshold: bpf.Threshold(i % 8), Packets: 1}, maps.LimitCount{Limit: uint8(i / 8), Threshold: bpf.Threshold(i % 8), Monitored: true, Packets: 1})
 	}
 	r := NewRecord()
