@@ -1,0 +1,286 @@
+package main
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/levee-xdp/levee/agent/client"
+	"github.com/levee-xdp/levee/agent/state"
+)
+
+// maxLines is how many results are told one by one; of more, only those that were refused.
+const maxLines = 25
+
+type banFlags struct {
+	lasts, reason, origin string
+	monitor, force        bool
+}
+
+func (a *app) banCommand() *cobra.Command {
+	var f banFlags
+	cmd := &cobra.Command{
+		Use:   "ban PREFIX… | -",
+		Short: "Ban prefixes: their packets are dropped",
+		Long: `Ban addresses and prefixes: their packets are dropped, until the ban ends or is taken back.
+With - the list is read from stdin, one prefix a line, and what follows a # or a ; is a comment.
+When the command is done, the bans are on disk and in the kernel.
+
+Allow entries win over bans. Prefixes wider than /8 (IPv4) or /19 (IPv6) need --force.`,
+		Example: `  levee ban 203.0.113.7 --for 4h --reason "credential stuffing"
+  levee ban 198.51.100.0/24 2001:db8:bad::/48
+  levee ban - --origin feed:mine --for 1d < list.txt`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return a.ban(cmd.Context(), f, args) },
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&f.lasts, "for", "", "how long, as 90s, 4h or 1d (default: until it is taken back)")
+	flags.StringVar(&f.reason, "reason", "", "why, for whoever asks later")
+	flags.StringVar(&f.origin, "origin", string(state.OriginOperator), "who speaks")
+	flags.BoolVar(&f.monitor, "monitor", false, "count what would be dropped, and pass it")
+	flags.BoolVar(&f.force, "force", false, "also prefixes wider than /8 or /19")
+	must(cmd.RegisterFlagCompletionFunc("origin", a.completeOrigins))
+	must(cmd.RegisterFlagCompletionFunc("for", fixed("10m", "1h", "4h", "1d", "1w")))
+	return cmd
+}
+
+func (a *app) ban(ctx context.Context, f banFlags, args []string) error {
+	like := state.Proposal{Reason: f.reason, Monitor: f.monitor, Force: true, Prefix: netip.PrefixFrom(netip.IPv6Unspecified(), 128)}
+	if f.lasts != "" {
+		d, err := state.ParseDuration(f.lasts)
+		if err != nil {
+			return inFlag("for", err)
+		}
+		if d == 0 {
+			return usage("--for %q: is no time; leave it out for a ban without end", f.lasts)
+		}
+		like.For = time.Duration(d)
+	}
+	var err error
+	if like.Origin, err = state.ParseOrigin(f.origin); err != nil {
+		return inFlag("origin", err)
+	}
+	if err := like.Validate(); err != nil {
+		return inFlag(err.Field, err)
+	}
+	prefixes, err := a.prefixes(args)
+	if err != nil || len(prefixes) == 0 {
+		return err
+	}
+	return a.inBatches(prefixes, func(c *client.Client, part []netip.Prefix) (state.BanResponse, error) {
+		r := state.BanRequest{Force: f.force}
+		for _, p := range part {
+			item := state.BanItem{Prefix: p.String(), Origin: like.Origin, Reason: f.reason, Monitor: f.monitor}
+			if like.For > 0 {
+				item.For = state.Duration(like.For).String()
+			}
+			r.Bans = append(r.Bans, item)
+		}
+		return c.Ban(ctx, r)
+	})
+}
+
+type unbanFlags struct {
+	origin string
+	all    bool
+}
+
+func (a *app) unbanCommand() *cobra.Command {
+	var f unbanFlags
+	cmd := &cobra.Command{
+		Use:   "unban PREFIX… | -",
+		Short: "Take bans back",
+		Long: `Take back an origin's word on prefixes. A prefix stays banned while another origin's word on it
+lives; --all takes back everyone's.
+
+The prefix is that of the ban: to let a single address of a banned network pass, use levee allow add.`,
+		Example: `  levee unban 203.0.113.7
+  levee unban 198.51.100.0/24 --all
+  levee bans list --origin feed:mine -o jsonl | jq -r .prefix | levee unban - --origin feed:mine`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if cmd.Flags().Changed("origin") && f.all {
+				return usage("--origin and --all exclude each other")
+			}
+			return a.unban(cmd.Context(), f, args)
+		},
+	}
+	cmd.Flags().StringVar(&f.origin, "origin", string(state.OriginOperator), "whose word to take back")
+	cmd.Flags().BoolVar(&f.all, "all", false, "every origin's")
+	must(cmd.RegisterFlagCompletionFunc("origin", a.completeOrigins))
+	return cmd
+}
+
+func (a *app) unban(ctx context.Context, f unbanFlags, args []string) error {
+	origin, err := state.ParseOrigin(f.origin)
+	if err != nil && state.Origin(f.origin) != state.OriginKernel {
+		return inFlag("origin", err)
+	}
+	if err != nil {
+		origin = state.OriginKernel
+	}
+	prefixes, err := a.prefixes(args)
+	if err != nil || len(prefixes) == 0 {
+		return err
+	}
+	return a.inBatches(prefixes, func(c *client.Client, part []netip.Prefix) (state.BanResponse, error) {
+		r := state.UnbanRequest{All: f.all}
+		if !f.all {
+			r.Origin = origin
+		}
+		for _, p := range part {
+			r.Prefixes = append(r.Prefixes, p.String())
+		}
+		return c.Unban(ctx, r)
+	})
+}
+
+// inBatches sends prefixes in requests of a bounded size, and tells what came of each.
+func (a *app) inBatches(prefixes []netip.Prefix, send func(*client.Client, []netip.Prefix) (state.BanResponse, error)) error {
+	c := a.patientClient(time.Minute)
+	defer c.Close()
+	var (
+		whole  state.BanResponse
+		failed []*state.Error
+		counts = map[state.Status]int{}
+		brief  = len(prefixes) > maxLines
+	)
+	for part := range slices.Chunk(prefixes, batch) {
+		answer, err := send(c, part)
+		if err != nil {
+			if whole.Done == 0 {
+				return err
+			}
+			a.complain("%v", err)
+			a.complain("%s of %s were done before that", count(whole.Done), count(len(prefixes)))
+			return &codeError{code: exitPartly}
+		}
+		whole.Done += answer.Done
+		whole.Refused += answer.Refused
+		for _, r := range answer.Bans {
+			counts[r.Status]++
+			if r.Error != nil {
+				failed = append(failed, r.Error)
+			}
+			if !a.machine() {
+				a.banLine(r, brief, len(failed))
+			}
+		}
+		switch a.output {
+		case "json":
+			whole.Bans = append(whole.Bans, answer.Bans...)
+		case "jsonl":
+			for _, r := range answer.Bans {
+				if err := a.printJSON(r); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	if a.output == "json" {
+		if err := a.printJSON(whole); err != nil {
+			return err
+		}
+	} else if brief {
+		a.summary(len(prefixes), counts)
+	}
+	return ofBatch(whole.Done, failed)
+}
+
+// banLine tells what came of one prefix.
+func (a *app) banLine(r state.BanResult, brief bool, failures int) {
+	if r.Error != nil || r.Status == state.StatusRefused {
+		switch {
+		case failures > maxLines:
+		case r.Error != nil:
+			a.complain("%s: %s", r.Prefix, refusal(r.Error))
+		default:
+			a.complain("%s: refused", r.Prefix)
+		}
+		if failures == maxLines {
+			a.complain("further refusals are not shown; -o json shows all")
+		}
+		return
+	}
+	if brief {
+		return
+	}
+	verb := "banned"
+	if r.Monitor {
+		verb = "monitored"
+	}
+	switch r.Status {
+	case state.StatusAdded:
+		a.say("%s %s %s", verb, r.Prefix, a.until(r.Expires))
+	case state.StatusChanged:
+		a.say("changed %s: %s %s", r.Prefix, verb, a.until(r.Expires))
+	case state.StatusUnchanged:
+		a.say("unchanged %s: %s already, %s", r.Prefix, verb, a.until(r.Expires))
+	case state.StatusRemoved:
+		if len(r.Others) == 0 {
+			a.say("unbanned %s", r.Prefix)
+		} else {
+			a.say("%s's word on %s was taken back", origins(r.Removed, string(r.Origin)), r.Prefix)
+		}
+	case state.StatusRefused:
+	default:
+		a.say("%s %s", r.Status, r.Prefix)
+	}
+	if len(r.Others) > 0 && r.Status == state.StatusRemoved {
+		a.note("  it stays banned by %s; --all takes back everyone's word", origins(r.Others, ""))
+	}
+	for _, n := range r.Notes {
+		a.note("  %s", n)
+	}
+}
+
+// refusal is an error without the prefix that stands before it anyway.
+func refusal(e *state.Error) string {
+	if e.Field == "prefix" || e.Field == "" {
+		return e.Detail
+	}
+	return e.Error()
+}
+
+func origins(claims []state.Claim, otherwise string) string {
+	var names []string
+	for _, c := range claims {
+		if !slices.Contains(names, string(c.Origin)) {
+			names = append(names, string(c.Origin))
+		}
+	}
+	if len(names) == 0 {
+		return otherwise
+	}
+	return list(names)
+}
+
+// list joins words: a, b and c.
+func list(words []string) string {
+	switch n := len(words); n {
+	case 0:
+		return ""
+	case 1:
+		return words[0]
+	default:
+		text := words[0]
+		for _, w := range words[1 : n-1] {
+			text += ", " + w
+		}
+		return text + " and " + words[n-1]
+	}
+}
+
+// summary tells what came of many.
+func (a *app) summary(total int, counts map[state.Status]int) {
+	var parts []string
+	for _, s := range []state.Status{state.StatusAdded, state.StatusChanged, state.StatusUnchanged, state.StatusRemoved, state.StatusRefused} {
+		if counts[s] > 0 {
+			parts = append(parts, count(counts[s])+" "+string(s))
+		}
+	}
+	a.say("%s: %s", plural(total, "prefix", "prefixes"), list(parts))
+}

@@ -1,0 +1,157 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/levee-xdp/levee/agent/state"
+)
+
+func (a *app) checkCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "check ADDRESS",
+		Short: "Tell whether an address is banned, and everything that concerns it",
+		Long: `Tell what happens to an address's packets and why: every ban, allow entry, limit and counter that
+concerns it. Exits with 0 if it is banned, and with 6 if it is not.`,
+		Example: `  levee check 203.0.113.7
+  levee check 2001:db8::1 --quiet && echo banned`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return a.check(cmd.Context(), args[0]) },
+	}
+}
+
+func (a *app) check(ctx context.Context, arg string) error {
+	addr, err := state.ParseAddr(arg)
+	if err != nil {
+		if p, noPrefix := state.ParsePrefix(arg); noPrefix == nil {
+			if !p.IsSingleIP() {
+				return usage("%q is a prefix; check asks about one address. For a prefix: levee bans --within %s", arg, p)
+			}
+			addr = p.Addr()
+		} else {
+			return &usageError{err}
+		}
+	}
+	c := a.client()
+	defer c.Close()
+	found, err := c.Check(ctx, addr)
+	if err != nil {
+		return err
+	}
+	switch {
+	case a.machine():
+		if err := a.printJSON(found); err != nil {
+			return err
+		}
+	case !a.quiet:
+		a.showCheck(found)
+	}
+	if found.Verdict != state.VerdictBanned {
+		return &codeError{code: exitNotFound}
+	}
+	return nil
+}
+
+var verdictStyles = map[state.Verdict]string{
+	state.VerdictBanned: red, state.VerdictPenalty: red, state.VerdictMonitored: yellow,
+	state.VerdictAllowed: green, state.VerdictPasses: green,
+}
+
+func (a *app) showCheck(c state.Check) {
+	fmt.Fprintf(a.stdout, "%s  %s\n", a.paint(bold, c.Address.String()), a.paint(verdictStyles[c.Verdict], clean(strings.ToUpper(string(c.Verdict)))))
+	if c.Words != "" {
+		a.line("%s", c.Words)
+	}
+	if c.Interfaces == 0 {
+		fmt.Fprintln(a.stdout, a.paint(yellow, "No interface is shielded, so nothing is enforced: levee attach IFACE"))
+	}
+	if len(c.Claims) > 0 {
+		a.heading("Bans")
+		g := a.grid("prefix", "mode", "ends in", "set", "origin", "actor", "reason").flexible(6, true)
+		g.indent = "  "
+		for _, b := range c.Claims {
+			mode := ""
+			if b.Monitor {
+				mode = "monitor"
+			}
+			ends := a.left(b.Expires)
+			if b.Expires.IsZero() {
+				ends = "never"
+			}
+			g.row(state.PrefixString(b.Prefix), mode, ends, a.ago(b.Created), string(b.Origin), b.Actor, b.Reason)
+		}
+		g.hide().render()
+	}
+	if k := c.Kernel; k != nil {
+		word := "drops"
+		if k.Monitor {
+			word = "monitors"
+		}
+		by := ""
+		if k.Origin != "" {
+			by = " by " + string(k.Origin) + "'s word,"
+		}
+		a.line("  The kernel %s %s%s %s.", word, state.PrefixString(k.Prefix), by, a.until(k.Expires))
+	} else if enforced(c.Claims) {
+		fmt.Fprintln(a.stdout, a.paint(yellow, "  The kernel has no ban for it: see health in levee status."))
+	}
+	if len(c.Allows) > 0 {
+		a.heading("Allowed")
+		a.allowGrid(c.Allows, "  ")
+	}
+	a.heading("Limits")
+	if len(c.Limits) == 0 {
+		a.line("  none")
+	} else {
+		a.line("  held to %s", list(c.Limits))
+	}
+	a.heading("Counted")
+	if len(c.Sources) == 0 {
+		a.line("  Nothing is tracked for it: it sent nothing of late, or is dropped before it is counted.")
+	} else {
+		a.sourceGrid(c.Sources, false, "  ")
+	}
+	if len(c.Events) > 0 {
+		a.heading("Sampled packets")
+		a.eventGrid(c.Events)
+	}
+}
+
+func enforced(claims []state.Claim) bool {
+	for _, c := range claims {
+		if !c.Monitor {
+			return true
+		}
+	}
+	return false
+}
+
+func (a *app) eventGrid(events []state.EventView) {
+	g := a.grid("", "on", "what", "to", "length", "why").numbers(4).flexible(5, true)
+	g.indent = "  "
+	for _, e := range events {
+		to := ""
+		if e.Destination.IsValid() {
+			to = e.Destination.String()
+			if e.Port != 0 {
+				to = netip.AddrPortFrom(e.Destination, e.Port).String()
+			}
+		}
+		why := e.Reason
+		if e.Origin != "" {
+			why += " (" + string(e.Origin) + ")"
+		}
+		if e.Limit != "" {
+			why += " (limit " + e.Limit + ")"
+		}
+		if e.Monitored {
+			why += ", passed: monitored"
+		}
+		g.row(a.ago(e.Time), e.Interface, e.Protocol, to, count(int(e.Length)), why)
+	}
+	g.hide().render()
+}
