@@ -259,7 +259,7 @@ func (e *engine) open(ctx context.Context, kernel Kernel, c *config.Config) (err
 	if err := e.rescue(lost); err != nil {
 		return err
 	}
-	done, err := e.reconciler.Sync()
+	done, err := e.reconciler.Fill()
 	if err != nil {
 		e.log.Error("not all that is decided is in the kernel", "error", err)
 	} else {

@@ -235,6 +235,16 @@ func wrap(what string, err error) error {
 	return nil
 }
 
+// Fill is the first Sync after a start. What it writes is no drift: nothing kept it in the kernel
+// until now.
+func (r *Reconciler) Fill() (state.Reconciled, error) {
+	done, err := r.Sync()
+	agreed := done
+	agreed.Drift = 0
+	r.last.Store(&agreed)
+	return done, err
+}
+
 // sweep forgets what has ended, and returns when the next claim ends.
 func (r *Reconciler) sweep() (next uint64) {
 	const part = 10_000
