@@ -19,8 +19,8 @@ demo: build ## run the lab: floods with and without the shield, in under 60 s; n
 	@$(GO) run ./scripts/preflight demo
 	@$(GO) run ./scripts/lab -levee bin/levee
 
-bench: ## what a packet costs, beside others, and the control plane; QUICK=1 for under two minutes; needs root
-	$(GO) run ./scripts/bench $(BENCHFLAGS)
+bench: build ## what a packet costs, beside others, and the control plane; QUICK=1 for under two minutes; needs root
+	$(GO) run ./scripts/bench -levee bin/levee $(BENCHFLAGS)
 
 test: build ## run every test that needs no third-party software; needs root
 	@$(GO) run ./scripts/preflight test

@@ -34,7 +34,13 @@ func (b *bench) control(ctx context.Context) error {
 	if err := b.tableRows(ctx, list, prefixes); err != nil {
 		return err
 	}
-	return b.setRows(dir, prefixes)
+	if err := b.setRows(dir, prefixes); err != nil {
+		return err
+	}
+	if err := b.daemonRows(ctx, dir, list); err != nil {
+		b.report.Notes = append(b.report.Notes, fmt.Sprintf("control: the daemon is left out: %s", err))
+	}
+	return ctx.Err()
 }
 
 // seconds makes a row of times.

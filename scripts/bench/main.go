@@ -28,6 +28,7 @@ type config struct {
 	json    string
 	svg     string
 	strict  bool
+	daemon  string // a binary; built if empty
 	cases   string
 	objects []string // builds of the program to compare with the committed one
 }
@@ -141,6 +142,7 @@ func flags(args []string, quick bool) (config, error) {
 		return nil
 	})
 	f.StringVar(&c.cases, "cases", "", "only cases of the program part whose name contains this")
+	f.StringVar(&c.daemon, "levee", "", "the daemon to measure; built from this tree if empty")
 	f.BoolVar(&c.strict, "strict", false, "fail if a row is out of its bound")
 	if err := f.Parse(args); err != nil {
 		return c, err

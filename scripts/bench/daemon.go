@@ -1,0 +1,239 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/levee-xdp/levee/agent/client"
+	"github.com/levee-xdp/levee/agent/state"
+	"github.com/levee-xdp/levee/loader"
+)
+
+// daemon is a daemon of the benchmark's own: its socket, state and pins are nobody else's.
+type daemon struct {
+	binary string
+	dir    string
+	root   string // of its pins
+	client *client.Client
+	cmd    *exec.Cmd
+	log    bytes.Buffer
+}
+
+const (
+	startWait = 30 * time.Second
+	stopWait  = 10 * time.Second
+)
+
+// daemonRows times the daemon, through its socket.
+func (b *bench) daemonRows(ctx context.Context, dir, list string) error {
+	d := &daemon{binary: b.config.daemon, dir: dir, root: fmt.Sprintf("/sys/fs/bpf/levee-bench-%d", os.Getpid())}
+	if d.binary == "" {
+		d.binary = filepath.Join(dir, "levee")
+		build := exec.CommandContext(ctx, "go", "build", "-o", d.binary, "github.com/levee-xdp/levee/cmd/levee")
+		if out, err := build.CombinedOutput(); err != nil {
+			return fmt.Errorf("build levee: %w: %s", err, lastLine(string(out)))
+		}
+	}
+	settings := fmt.Sprintf("api: {socket: %[1]s/sock}\nmetrics: {listen: \"off\"}\nstate: {path: %[1]s/state.db}\nbpffs: %[2]s\nlock: %[1]s/lock\n", dir, d.root)
+	if err := os.WriteFile(filepath.Join(dir, "levee.yaml"), []byte(settings), 0o600); err != nil {
+		return err
+	}
+	d.client = client.New(client.Config{Socket: filepath.Join(dir, "sock"), Timeout: 2 * time.Minute})
+	defer d.client.Close()
+	defer func() {
+		d.stop()
+		if _, err := loader.Remove(d.root); err != nil {
+			b.log("%s", err)
+		}
+		_ = os.Remove(d.root)
+	}()
+	empty, err := d.start(ctx)
+	if err != nil {
+		return err
+	}
+
+	start := time.Now()
+	prefixes, err := readList(list)
+	if err != nil {
+		return err
+	}
+	const batch = 10_000
+	for chunk := range slices.Chunk(prefixes, batch) {
+		if _, err := d.ban(ctx, chunk...); err != nil {
+			return err
+		}
+	}
+	loaded := time.Since(start)
+	full := len(prefixes) >= 1_000_000
+	base := row{Part: "control", Case: "daemon"}
+	add := func(what, unit string, value, limit float64, note string) {
+		r := base
+		r.Subject, r.Unit, r.Figure, r.Note = what, unit, figure{value, value, value}, note
+		if limit > 0 && full {
+			r = r.atMost(limit)
+			r.Bound.Absolute = unit != "MB"
+		}
+		b.report.Rows = append(b.report.Rows, r)
+	}
+	add("load a file, to enforced and durable", "s", loaded.Seconds(), 1.5, fmt.Sprintf("%d prefixes, %d a request", len(prefixes), batch))
+
+	alone, err := d.times(ctx, 1, b.singles())
+	if err != nil {
+		return err
+	}
+	many, err := d.times(ctx, 16, b.singles())
+	if err != nil {
+		return err
+	}
+	for _, t := range []struct {
+		name  string
+		times latencies
+		limit float64
+	}{{"one ban after the other", alone, 5}, {"16 callers at once", many, 0}} {
+		add(t.name+", p99", "ms", t.times.at(0.99), t.limit, fmt.Sprintf("p50 %s ms, p99.9 %s ms, %s bans/s",
+			number(t.times.at(0.5)), number(t.times.at(0.999)), number(t.times.rate)))
+	}
+
+	resident, err := d.resident()
+	if err != nil {
+		return err
+	}
+	add("memory, resident", "MB", resident["VmRSS"], 300, fmt.Sprintf("its own %s MB, the tables' mapping %s MB",
+		number(resident["RssAnon"]), number(resident["RssShmem"]+resident["RssFile"])))
+
+	d.stop()
+	again, err := d.start(ctx)
+	if err != nil {
+		return err
+	}
+	add("start, no bans", "s", empty.Seconds(), 0, "")
+	add("restart with all bans, to ready", "s", again.Seconds(), 2, "")
+	return nil
+}
+
+func (b *bench) singles() int {
+	if b.quick {
+		return 100
+	}
+	return 2000
+}
+
+// start starts the daemon, and says how long it took until it was ready.
+func (d *daemon) start(ctx context.Context) (time.Duration, error) {
+	d.log.Reset()
+	d.cmd = exec.CommandContext(ctx, d.binary, "run", "--config", filepath.Join(d.dir, "levee.yaml"))
+	d.cmd.Stdout, d.cmd.Stderr = &d.log, &d.log
+	start := time.Now()
+	if err := d.cmd.Start(); err != nil {
+		return 0, fmt.Errorf("start levee: %w", err)
+	}
+	for time.Since(start) < startWait {
+		if s, err := d.client.Status(ctx, 0); err == nil && s.Health.State != "starting" {
+			return time.Since(start), nil
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	d.stop()
+	return 0, fmt.Errorf("levee is not ready after %s: %s", startWait, lastLine(d.log.String()))
+}
+
+func (d *daemon) stop() {
+	if d.cmd == nil {
+		return
+	}
+	_ = d.cmd.Process.Signal(syscall.SIGTERM)
+	timer := time.AfterFunc(stopWait, func() { _ = d.cmd.Process.Kill() })
+	_ = d.cmd.Wait()
+	timer.Stop()
+	d.cmd = nil
+}
+
+// ban asks for bans, and fails if all were refused.
+func (d *daemon) ban(ctx context.Context, prefixes ...netip.Prefix) (int, error) {
+	request := state.BanRequest{Bans: make([]state.BanItem, len(prefixes))}
+	for i, p := range prefixes {
+		request.Bans[i] = state.BanItem{Prefix: p.String(), Reason: "benchmark"}
+	}
+	answer, err := d.client.Ban(ctx, request)
+	if err != nil {
+		return 0, err
+	}
+	if answer.Done == 0 {
+		return 0, errors.New("all bans were refused")
+	}
+	return answer.Done, nil
+}
+
+// latencies are times of requests in ms, sorted, and how many a second there were.
+type latencies struct {
+	ms   []float64
+	rate float64
+}
+
+func (l latencies) at(q float64) float64 { return l.ms[int(q*float64(len(l.ms)-1))] }
+
+// times bans single addresses, by so many callers at once.
+func (d *daemon) times(ctx context.Context, callers, count int) (latencies, error) {
+	var (
+		mu   sync.Mutex
+		all  latencies
+		errs []error
+		wait sync.WaitGroup
+	)
+	start := time.Now()
+	for caller := range callers {
+		wait.Go(func() {
+			for i := range count / callers {
+				addr := netip.AddrFrom4([4]byte{100, 64 + byte(callers), byte(caller*16 + i/256), byte(i)})
+				begin := time.Now()
+				_, err := d.ban(ctx, netip.PrefixFrom(addr, 32))
+				took := time.Since(begin)
+				mu.Lock()
+				all.ms = append(all.ms, took.Seconds()*1000)
+				if err != nil {
+					errs = append(errs, err)
+				}
+				mu.Unlock()
+				if err != nil {
+					return
+				}
+			}
+		})
+	}
+	wait.Wait()
+	all.rate = float64(len(all.ms)) / time.Since(start).Seconds()
+	slices.Sort(all.ms)
+	return all, errors.Join(errs...)
+}
+
+// resident is what the daemon holds in memory, in MB, by the names of proc(5).
+func (d *daemon) resident() (map[string]float64, error) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.cmd.Process.Pid))
+	if err != nil {
+		return nil, err
+	}
+	all := make(map[string]float64)
+	for line := range strings.Lines(string(status)) {
+		fields := strings.Fields(line)
+		if len(fields) == 3 && fields[2] == "kB" {
+			kb, err := strconv.ParseFloat(fields[1], 64)
+			if err != nil {
+				return nil, err
+			}
+			all[strings.TrimSuffix(fields[0], ":")] = kb * 1024 / 1e6
+		}
+	}
+	return all, nil
+}
