@@ -10,10 +10,9 @@ import (
 
 // ban4 is the IPv4 half of the ban table; types.h, maps.h and ban.h say how it is read.
 //
-// The table is its own index. A prefix as long as its class's slots (/32, /28, /24, /20, /16) stands
-// in one slot, which says all there is to say of it, and nothing is kept of it here. What is kept
-// are the prefixes that a slot alone cannot tell: those that expand to several slots, and those
-// that lost their slot to another. So a million addresses cost no memory but that of the maps.
+// The table is its own index. A prefix is kept in the first of its slots, if it stands there, and
+// the slot says all there is to say of it. Only of prefixes that lost their first slot to another
+// is something kept here. So a million bans cost no memory but that of the maps.
 type ban4 struct {
 	bits    []uint64
 	classes []uint64
@@ -23,18 +22,18 @@ type ban4 struct {
 	hash    hasher
 	epoch   *epoch
 
-	beside   map[uint64]content // key4 → a prefix that its slot alone cannot tell
+	beside   map[uint64]content // key4 → a prefix that does not stand in its first slot
 	besideOf [33]int            // how many of them have a length
-	besideIn [ban4Classes]int   // … and a class
+	alone    int                // prefixes that do
+	lengths  [33]int            // how many prefixes have a length, of both kinds
 
-	alone int              // prefixes that stand in a slot of their own length
 	slots [ban4Classes]int // live slots
 
 	spill   []uint8 // by bucket: how many live entries were pushed past it
 	count32 nibbles // by /24: slots of class /32 within it
 	count28 nibbles // by /24: slots of class /28 within it
 
-	met   marks // while Sync runs: by slot of the table, then by slot of wide
+	met   marks // while Sync runs: whether what stands in a slot was met; wide after table
 	round bool  // the sign of the current round of Sync: see content.round
 }
 
@@ -253,29 +252,27 @@ func (b *ban4) says(at int) content {
 	return contentOf(e.Word, e.Expires)
 }
 
-// own returns the prefix that is as long as its slot, if it is there: in the slot or beside it.
-func (b *ban4) own(p place) (content, bool) {
+// first tells whether the slot of a key is the first of a prefix's slots.
+func (p place) first(length uint8) bool { return mask4(p.key, int(length)) == p.key }
+
+// kept returns a prefix of which p is the first slot, if it is there: from the slot, or from beside.
+func (b *ban4) kept(p place, length int) (content, bool) {
 	if p.live {
-		if v := b.says(p.at); int(v.length) == p.class.bits() {
+		if v := b.says(p.at); int(v.length) == length {
 			v.round = b.round == (b.met == nil || b.met.get(p.at))
 			return v, true
 		}
 	}
-	if b.besideOf[p.class.bits()] == 0 {
+	if b.besideOf[length] == 0 {
 		return content{}, false
 	}
-	v, ok := b.beside[key4(p.key, p.class.bits())]
+	v, ok := b.beside[key4(p.key, length)]
 	return v, ok
 }
 
 // get returns what is wanted of a prefix.
 func (b *ban4) get(addr uint32, length int) (content, bool) {
-	c := classOf(length)
-	if length == c.bits() {
-		return b.own(b.locate(c, addr, nil))
-	}
-	v, ok := b.beside[key4(addr, length)]
-	return v, ok
+	return b.kept(b.locate(classOf(length), addr, nil), length)
 }
 
 // change says what a put did.
@@ -288,20 +285,41 @@ const (
 	repaired
 )
 
-// put makes a prefix wanted. It returns false, and changes nothing, if a slot finds no room.
+// put makes a prefix wanted. It returns false, and changes nothing, if a slot finds no room: all
+// places are found before any is written. There are at most eight in the table; wide ones are
+// always there.
 func (b *ban4) put(addr uint32, length int, v content) (change, bool) {
 	v.length, v.round = uint8(length), b.round
 	c := classOf(length)
-	if length < c.bits() {
-		return b.putExpanded(c, addr, length, v)
-	}
-
-	p := b.locate(c, addr, nil)
-	if p.at < 0 {
+	n := 1 << (c.bits() - length)
+	first := b.locate(c, addr, nil)
+	if first.at < 0 {
 		return kept, false
 	}
-	old, was := b.own(p)
-	wrote := b.settle(p, v, true)
+	places := [8]place{first}
+	for i := 1; i < n && c != classWide; i++ {
+		p := b.locate(c, addr+uint32(i)<<(4*c), places[:i])
+		if p.at < 0 {
+			return kept, false
+		}
+		places[i] = p
+	}
+
+	old, was := b.kept(first, length)
+	wrote := b.offer(first, v)
+	for i := 1; i < n; i++ {
+		if c == classWide {
+			wrote = b.offer(b.locate(c, addr+uint32(i)<<16, nil), v) || wrote
+		} else {
+			wrote = b.offer(places[i], v) || wrote
+		}
+	}
+	if !was {
+		b.lengths[length]++
+	}
+	if b.says(first.at).length != v.length {
+		b.setBeside(addr, length, v)
+	}
 	return changeOf(was, old.same(v), wrote), true
 }
 
@@ -317,146 +335,105 @@ func changeOf(was, same, wrote bool) change {
 	return kept
 }
 
-// putExpanded puts a prefix that expands to several slots: at most eight of the table, or wide
-// ones, which are always there. All its places are found before any is written.
-func (b *ban4) putExpanded(c class4, addr uint32, length int, v content) (change, bool) {
-	if c != classWide {
-		var places [8]place
-		n := 1 << (c.bits() - length)
-		for i := range n {
-			p := b.locate(c, addr+uint32(i)<<(4*int(c)), places[:i])
-			if p.at < 0 {
-				return kept, false
-			}
-			places[i] = p
-		}
-		old, was := b.setBeside(addr, length, v)
-		wrote := false
-		for _, p := range places[:n] {
-			own, has := b.own(p)
-			wrote = b.settle(p, own, has) || wrote
-		}
-		return changeOf(was, old.same(v), wrote), true
-	}
-
-	old, was := b.setBeside(addr, length, v)
-	wrote := b.settleWide(addr, length)
-	return changeOf(was, old.same(v), wrote), true
-}
-
-// settleWide settles every wide slot of a prefix.
-func (b *ban4) settleWide(addr uint32, length int) (wrote bool) {
-	for i := range uint32(1) << (16 - length) {
-		p := b.locate(classWide, addr+i<<16, nil)
-		own, has := b.own(p)
-		wrote = b.settle(p, own, has) || wrote
-	}
-	return wrote
-}
-
-// remove makes a prefix unwanted. It returns false if it was not wanted.
+// remove makes a prefix unwanted. It returns false if it was not wanted; slots that say so
+// nevertheless are put right.
 func (b *ban4) remove(addr uint32, length int) bool {
 	c := classOf(length)
-	if length == c.bits() {
-		p := b.locate(c, addr, nil)
-		if _, was := b.own(p); !was {
-			return false
-		}
+	_, was := b.get(addr, length)
+	if was {
+		b.lengths[length]--
 		b.clearBeside(addr, length)
-		if p.live {
-			b.settle(p, content{}, false)
-		}
-		return true
-	}
-	if !b.clearBeside(addr, length) {
-		return false
-	}
-	if c == classWide {
-		b.settleWide(addr, length)
-		return true
 	}
 	for i := range 1 << (c.bits() - length) {
-		if p := b.locate(c, addr+uint32(i)<<(4*int(c)), nil); p.live {
-			own, has := b.own(p)
-			b.settle(p, own, has)
+		p := b.locate(c, addr+uint32(i)<<(4*c), nil)
+		if p.live && int(b.says(p.at).length) == length {
+			b.settle(p, content{length: uint8(length)}, false)
 		}
 	}
-	return true
+	return was
 }
 
-func (b *ban4) setBeside(addr uint32, length int, v content) (old content, was bool) {
-	k := key4(addr, length)
-	if old, was = b.beside[k]; !was {
-		b.besideOf[length]++
-		b.besideIn[classOf(length)]++
-	}
-	b.beside[k] = v
-	return old, was
+func (b *ban4) setBeside(addr uint32, length int, v content) {
+	n := len(b.beside)
+	b.beside[key4(addr, length)] = v
+	b.besideOf[length] += len(b.beside) - n
 }
 
-func (b *ban4) clearBeside(addr uint32, length int) bool {
-	if b.besideOf[length] == 0 {
-		return false
+func (b *ban4) clearBeside(addr uint32, length int) {
+	if b.besideOf[length] > 0 {
+		n := len(b.beside)
+		delete(b.beside, key4(addr, length))
+		b.besideOf[length] -= n - len(b.beside)
 	}
-	k := key4(addr, length)
-	if _, ok := b.beside[k]; !ok {
-		return false
-	}
-	delete(b.beside, k)
-	b.besideOf[length]--
-	b.besideIn[classOf(length)]--
-	return true
 }
 
-// settle makes a slot say what the best of its candidates says: of its own prefix, if there is one,
-// and of the wider ones that are expanded to it. It returns whether that took a write. The slot of
-// a place that is nowhere must have no candidate.
-func (b *ban4) settle(p place, own content, has bool) bool {
-	best, any := own, has
-	if b.besideIn[p.class] > 0 {
-		for length := p.class.bits() - 1; length >= p.class.low(); length-- {
-			if b.besideOf[length] == 0 {
-				continue
-			}
-			v, ok := b.beside[key4(mask4(p.key, length), length)]
-			if ok && (!any || v.beats(best)) {
-				best, any = v, true
+// offer lets a prefix that has been put compete for one of its slots, and returns whether that took
+// a write. The other candidates are not asked if what the slot says answers for them: if it is
+// free there are none, and if another prefix stands in it, that is the best of them. Only where
+// the prefix stood already, and is worse now, they all must be looked at again.
+func (b *ban4) offer(p place, v content) bool {
+	if p.live {
+		says := b.says(p.at)
+		if says.length != v.length && !v.beats(says) {
+			return false
+		}
+		if says.length == v.length && says.beats(v) {
+			return b.settle(p, v, true)
+		}
+	}
+	return b.say(p, v, true, v.length)
+}
+
+// settle finds out what the slot should say in which a prefix stands that has become worse, v, or
+// is not wanted any more: the best of its candidates. It returns whether that took a write.
+func (b *ban4) settle(p place, v content, wanted bool) bool {
+	best, any := v, wanted
+	for length := p.class.bits(); length >= p.class.low(); length-- {
+		if length == int(v.length) || b.lengths[length] == 0 {
+			continue
+		}
+		at := p
+		if !p.first(uint8(length)) {
+			at = b.locate(p.class, mask4(p.key, length), nil)
+		}
+		other, ok := b.kept(at, length)
+		if ok && (!any || other.beats(best)) {
+			best, any = other, true
+		}
+	}
+	return b.say(p, best, any, v.length)
+}
+
+// say makes a slot say one thing, or nothing. A prefix that loses its first slot is kept beside from
+// now on, but for the one of the length about: whose change this is.
+func (b *ban4) say(p place, best content, any bool, about uint8) (wrote bool) {
+	if p.live {
+		if says := b.says(p.at); p.first(says.length) {
+			b.alone--
+			if says.length != about {
+				says.round = b.round == (b.met == nil || b.met.get(p.at))
+				b.setBeside(p.key, int(says.length), says)
 			}
 		}
 	}
-
-	// Where the slot's own prefix is kept: in the slot, or beside it. It may be in both for the
-	// length of this function, and never in neither.
-	stands := any && int(best.length) == p.class.bits()
-	if has && !stands {
-		b.setBeside(p.key, p.class.bits(), own)
-	}
-	stood := p.live && int(b.says(p.at).length) == p.class.bits()
-	switch {
-	case stands && !stood:
+	if any && p.first(best.length) {
 		b.alone++
-	case !stands && stood:
-		b.alone--
+		b.clearBeside(p.key, int(best.length))
 	}
 
-	wrote := false
 	switch {
-	case !any && p.live:
+	case !any:
 		b.clear(p)
 		wrote = true
-	case any && !p.live:
+	case !p.live:
 		b.insert(p, best)
 		wrote = true
-	case any:
+	default:
 		e := b.entry(p.at)
 		wrote = b.epoch.replace(&e.Word, &e.Expires, word4(p.class, p.key, best), best.expires)
 	}
-
-	if stands {
-		b.clearBeside(p.key, p.class.bits())
-	}
-	if b.met != nil && p.at >= 0 {
-		if stands && best.round == b.round {
+	if b.met != nil {
+		if any && best.round == b.round {
 			b.met.set(p.at)
 		} else {
 			b.met.clear(p.at)

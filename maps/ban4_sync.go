@@ -12,6 +12,7 @@ import (
 // behind, classes and bits of /24s that no slot touches. It returns how many words that took.
 func (b *ban4) survey() (repaired int) {
 	b.alone = 0
+	b.lengths = [33]int{}
 	b.slots = [ban4Classes]int{}
 	clear(b.spill)
 	b.count32.reset()
@@ -61,6 +62,10 @@ func (b *ban4) survey() (repaired int) {
 		}
 	}
 
+	for length, n := range b.besideOf {
+		b.lengths[length] += n
+	}
+
 	for i := range uint32(len(b.classes)) {
 		if old := b.classes[i]; old != 0 {
 			if fit := b.fitClasses(i, old); fit != old {
@@ -88,17 +93,12 @@ func (b *ban4) meet(p place) (repaired int) {
 	if b.cover(p.class, p.key) {
 		repaired++
 	}
-	v := b.says(p.at)
-	length := int(v.length)
-	if length == p.class.bits() {
+	// A prefix that stands in some of its slots, but is kept in none of the two ways, is what a
+	// killed writer left: the next Sync completes it, or removes it.
+	if v := b.says(p.at); p.first(v.length) {
 		b.alone++
-		b.clearBeside(p.key, length)
-		return repaired
-	}
-	addr := mask4(p.key, length)
-	if _, ok := b.beside[key4(addr, length)]; !ok {
-		v.round = b.round // of the round before the next Sync: that must say that it is wanted
-		b.setBeside(addr, length, v)
+		b.lengths[v.length]++
+		b.clearBeside(p.key, int(v.length))
 	}
 	return repaired
 }
@@ -146,15 +146,18 @@ func (b *ban4) sweep() (removed int) {
 			stale = append(stale, k)
 		}
 	}
-	// One that loses a wider prefix may come to stand in its slot: so these go first.
+	// One that loses a better prefix may come to stand in its slot: so these go first.
 	for _, k := range stale {
 		if b.remove(uint32(k>>8), int(k&0xFF)) {
 			removed++
 		}
 	}
 	for at := range len(b.table) + len(b.wide) {
-		addr, v, ok := b.standing(at)
-		if ok && !b.met.get(at) && b.remove(addr, int(v.length)) {
+		if !live(b.entry(at).Word) || b.met.get(at) {
+			continue
+		}
+		key, v := b.keyAt(at), b.says(at)
+		if b.remove(mask4(key, int(v.length)), int(v.length)) {
 			removed++
 		}
 	}
@@ -162,16 +165,13 @@ func (b *ban4) sweep() (removed int) {
 	return removed
 }
 
-// standing returns the prefix that stands in a slot of its own length, if one does.
+func (b *ban4) keyAt(at int) uint32 { return uint32(b.entry(at).Word >> bpf.BanKeyShift) }
+
+// standing returns the prefix that is kept in a slot, if one is.
 func (b *ban4) standing(at int) (addr uint32, v content, ok bool) {
-	e := b.entry(at)
-	if !live(e.Word) {
+	if !live(b.entry(at).Word) {
 		return 0, v, false
 	}
-	c := classWide
-	if at < len(b.table) {
-		c = class4(e.Word >> bpf.BanClassShift & 3)
-	}
-	v = contentOf(e.Word, e.Expires)
-	return uint32(e.Word >> bpf.BanKeyShift), v, int(v.length) == c.bits()
+	key, v := b.keyAt(at), b.says(at)
+	return key, v, mask4(key, int(v.length)) == key
 }

@@ -231,7 +231,7 @@ type bulk struct {
 // that have nothing to do with each other, so a first walk asks for the memory of a whole batch at
 // once, and the second one finds it at hand.
 func (l *bulk) load(bans iter.Seq[Ban]) {
-	batch := make([]Ban, 0, 256)
+	batch := make([]Ban, 0, 64)
 	flush := func() {
 		l.bans.v4.touch(batch)
 		for _, ban := range batch {
@@ -363,8 +363,14 @@ func (b *ban4) touch(bans []Ban) (sum uint64) {
 			continue
 		}
 		a := uint4(addr)
-		sum += b.table[int(b.home(c, a))*bpf.Ban4Slots].Word + b.classes[a>>12] + b.bits[a>>14] +
-			b.count32.word(a>>12)
+		for i := range uint32(1) << (c.bits() - ban.Prefix.Bits()) {
+			key := a + i<<(4*c)
+			sum += b.table[int(b.home(c, key))*bpf.Ban4Slots].Word + b.classes[key>>12] +
+				b.bits[key>>14]
+			if c == class32 {
+				sum += b.count32.word(key >> 12)
+			}
+		}
 	}
 	return sum
 }

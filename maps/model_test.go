@@ -251,7 +251,7 @@ func whole(t *testing.T, b *Bans) {
 }
 
 func snapshot4(b *ban4) string {
-	return fmt.Sprint(b.alone, b.slots, b.besideOf, b.besideIn, len(b.beside), spilled(b.spill), counted(&b.count32), counted(&b.count28))
+	return fmt.Sprint(b.alone, b.slots, b.lengths, b.besideOf, len(b.beside), spilled(b.spill), counted(&b.count32), counted(&b.count28))
 }
 
 func snapshot6(b *ban6) string {

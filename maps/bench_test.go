@@ -1,0 +1,176 @@
+package maps
+
+import (
+	"fmt"
+	"iter"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/levee-xdp/levee/bpf"
+)
+
+// million yields n IPv4 bans: three quarters addresses, the rest /16 to /24.
+func million(n int) iter.Seq[Ban] {
+	return func(yield func(Ban) bool) {
+		r := rand.New(rand.NewPCG(1, 2))
+		for i := range n {
+			length := 32
+			if i%4 == 3 {
+				length = 16 + r.IntN(9)
+			}
+			p := netip.PrefixFrom(addr4(mask4(r.Uint32(), length)), length)
+			if !yield(Ban{Prefix: p, List: 1, Expires: bpf.Forever}) {
+				return
+			}
+		}
+	}
+}
+
+func defaults() setup {
+	s := onlyBans()
+	s.sizes = bpf.DefaultSizes()
+	return s
+}
+
+// BenchmarkPutMillion puts a million bans into an empty table of the default size.
+func BenchmarkPutMillion(b *testing.B) {
+	k := load(b, defaults())
+	bans := collect(million(1e6))
+	var cpu time.Duration
+	n := 0
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	for b.Loop() {
+		b.StopTimer()
+		if _, err := k.Bans.Sync(values(nil)); err != nil {
+			b.Fatal(err)
+		}
+		k.reopen()
+		runtime.GC()
+		began := threadTime(b)
+		b.StartTimer()
+		if _, err := k.Bans.PutAll(values(bans)); err != nil {
+			b.Fatal(err)
+		}
+		cpu += threadTime(b) - began
+		n++
+	}
+	b.ReportMetric(float64(cpu.Milliseconds())/float64(n), "cpu-ms/op")
+	used, _ := k.Bans.Slots()
+	b.ReportMetric(float64(used), "slots")
+}
+
+// BenchmarkSyncMillion syncs a table that holds a million bans with the same million.
+func BenchmarkSyncMillion(b *testing.B) {
+	k := load(b, defaults())
+	bans := collect(million(1e6))
+	if _, err := k.Bans.PutAll(values(bans)); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if c, err := k.Bans.Sync(values(bans)); err != nil || c.Added+c.Removed+c.Repaired > 0 {
+			b.Fatal(c, err)
+		}
+	}
+}
+
+// BenchmarkOpenMillion opens the maps of a table that holds a million bans.
+func BenchmarkOpenMillion(b *testing.B) {
+	k := load(b, defaults())
+	if _, err := k.Bans.PutAll(million(1e6)); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		k.reopen()
+	}
+}
+
+// BenchmarkPut puts one ban and takes it away, in a table that holds a million.
+func BenchmarkPut(b *testing.B) {
+	k := load(b, defaults())
+	if _, err := k.Bans.PutAll(million(1e6)); err != nil {
+		b.Fatal(err)
+	}
+	r := rand.New(rand.NewPCG(3, 4))
+	for _, length := range []int{32, 29, 24, 17} {
+		b.Run(fmt.Sprintf("/%d", length), func(b *testing.B) {
+			for b.Loop() {
+				p := netip.PrefixFrom(addr4(mask4(r.Uint32(), length)), length)
+				if err := k.Bans.Put(Ban{Prefix: p, Expires: bpf.Forever}); err != nil {
+					b.Fatal(err)
+				}
+				k.Bans.Delete(p)
+			}
+		})
+	}
+}
+
+func BenchmarkLookup(b *testing.B) {
+	k := load(b, defaults())
+	if _, err := k.Bans.PutAll(million(1e6)); err != nil {
+		b.Fatal(err)
+	}
+	r := rand.New(rand.NewPCG(3, 4))
+	for b.Loop() {
+		k.Bans.Lookup(addr4(r.Uint32()))
+	}
+}
+
+// TestMemoryOfMillion holds the process to what the tables of a million bans may cost it.
+func TestMemoryOfMillion(t *testing.T) {
+	k := load(t, defaults())
+	debug.FreeOSMemory()
+	before := resident(t)
+	if _, err := k.Bans.PutAll(million(1e6)); err != nil {
+		t.Fatal(err)
+	}
+	debug.FreeOSMemory()
+	after := resident(t)
+	n, _ := k.Bans.Len()
+	t.Logf("%d bans: %d MB resident, of which %d MB mapped tables; the bans took %d MB", n, after.all>>20, after.file>>20, (after.all-before.all)>>20)
+	if after.all-before.all > 50<<20 {
+		t.Errorf("a million bans take %d MB", (after.all-before.all)>>20)
+	}
+}
+
+// threadTime is the processor time of this thread: on a shared machine it tells more than the clock.
+func threadTime(b *testing.B) time.Duration {
+	b.Helper()
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_THREAD, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+type usage struct{ all, file uint64 }
+
+func resident(t *testing.T) (u usage) {
+	t.Helper()
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(status)) {
+		fmt.Sscanf(line, "VmRSS: %d kB", &u.all)
+		fmt.Sscanf(line, "RssFile: %d kB", &u.file)
+	}
+	u.all <<= 10
+	u.file <<= 10
+	return u
+}
+
+func collect(bans iter.Seq[Ban]) (list []Ban) {
+	for ban := range bans {
+		list = append(list, ban)
+	}
+	return list
+}
