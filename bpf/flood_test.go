@@ -1,0 +1,254 @@
+package bpf_test
+
+import (
+	"maps"
+	"net/netip"
+	"os"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/levee-xdp/levee/bpf"
+	"github.com/levee-xdp/levee/bpf/internal/packet"
+	"github.com/levee-xdp/levee/bpf/internal/rig"
+	"github.com/levee-xdp/levee/bpf/internal/wrapper"
+)
+
+// long tells whether to take the time for whole measurements: LEVEE_LONG.
+func long() bool { return os.Getenv("LEVEE_LONG") != "" }
+
+// resident is the process's memory in bytes, without what waits to be collected.
+func resident(tb testing.TB) int {
+	tb.Helper()
+	debug.FreeOSMemory()
+	b, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	pages, err := strconv.Atoi(strings.Fields(string(b))[1])
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return pages * os.Getpagesize()
+}
+
+func wrap(tb testing.TB, r *rig.Rig, c wrapper.Config) *wrapper.Wrapper {
+	tb.Helper()
+	w, err := wrapper.New(r.Program, c)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := w.Close(); err != nil {
+			tb.Error(err)
+		}
+	})
+	return w
+}
+
+// TestWrapper checks that floods are what they say.
+func TestWrapper(t *testing.T) {
+	r := loadDefault(t)
+	for _, w := range worlds(t, r) {
+		w.baseline()
+		prefix, list := "10.32.0.0/11", []string{"10.0.0.1", "10.0.0.2", "10.9.9.9"}
+		if w.v6() {
+			prefix, list = "2400:4000::/20", []string{"2400::1", "2400:0:0:1::1", "2400:9::"}
+		}
+		from := netip.MustParsePrefix(prefix)
+		frame := tcp(w).Bytes()
+		if _, err := wrap(t, r, wrapper.Config{Prefix: from}).Run(frame, 500); err != nil {
+			t.Fatal(err)
+		}
+		sources := r.Sources()
+		if len(sources) < 450 { // the smallest table has no room for some
+			t.Errorf("%s: %d sources of 500 packets", prefix, len(sources))
+		}
+		for source := range sources {
+			if !from.Contains(source) {
+				t.Errorf("%s gives %s", prefix, source)
+			}
+		}
+
+		r.Forget()
+		var addrs []netip.Addr
+		for _, a := range list {
+			addrs = append(addrs, netip.MustParseAddr(a))
+		}
+		onCPU(t, 0)
+		if _, err := wrap(t, r, wrapper.Config{List: addrs}).Run(frame, 7); err != nil {
+			t.Fatal(err)
+		}
+		sources = r.Sources()
+		for i, want := range []uint64{3, 2, 2} {
+			if got := sources[groupOf(addrs[i])].Packets; got != want {
+				t.Errorf("%s sent %d packets, want %d", addrs[i], got, want)
+			}
+		}
+	}
+}
+
+// TestSpoofedFlood sends millions of packets from random sources. Memory stays as it is, the clients
+// that were there stay tracked and lose nothing, and a heavy source among the flood is held to its
+// limit.
+func TestSpoofedFlood(t *testing.T) {
+	const (
+		clients = 1000
+		rate    = 1000 // packets a second and source, also of a prefix whose sources find no room
+		burst   = 200
+		offered = 10 * rate
+	)
+	needKernel(t)
+	config := configOf(bpf.DefaultFeatures())
+	config.Sizes = rig.Smallest()
+	config.Sizes.Sources = 1 << 16
+	r := load(t, config)
+	for _, w := range worlds(t, r) {
+		t.Run(w.family.String(), func(t *testing.T) {
+			const flood = 10_000_000
+			patience := 8 * time.Second // a busy machine may stop at a fifth of it
+			if w.v6() {
+				patience = 4 * time.Second
+			}
+			if long() {
+				patience = time.Hour
+			}
+			r.Reset()
+			var l rig.Limit
+			l.Thresholds[bpf.ThresholdPackets] = rig.Rate{PerSecond: rate, Burst: burst}
+			r.Limit(0, l)
+			r.SetControl(func(c *bpf.Control) { c.SourceIdle = uint64(time.Second) })
+
+			// Sources that no flood draws: clients each of a group of its own, and the heavy one.
+			prefix, heavy := netip.MustParsePrefix("64.0.0.0/2"), netip.MustParseAddr("203.0.112.7")
+			var tracked []netip.Addr
+			for i := range clients {
+				if w.v6() {
+					tracked = append(tracked, netip.AddrFrom16([16]byte{0x26, 0, byte(i >> 8), byte(i), 15: 1}))
+				} else {
+					tracked = append(tracked, netip.AddrFrom4([4]byte{198, 18 + byte(i>>8), byte(i), 9}))
+				}
+			}
+			if w.v6() {
+				prefix, heavy = netip.MustParsePrefix("4000::/3"), netip.MustParseAddr("2001:db8:bad::7")
+			}
+			spoofed := wrap(t, r, wrapper.Config{Prefix: prefix})
+			friends := wrap(t, r, wrapper.Config{List: tracked})
+			frame := tcp(w).Bytes()
+
+			// The clients come first; everything is in place.
+			round := func() {
+				if _, err := friends.Run(frame, clients); err != nil {
+					t.Error(err)
+				}
+			}
+			round()
+			first := r.Sources()
+			if len(first) < clients*99/100 {
+				t.Fatalf("%d of %d clients are tracked", len(first), clients)
+			}
+			tables, err := r.Memlock()
+			if err != nil {
+				t.Fatal(err)
+			}
+			memory, stats := resident(t), r.Stats()
+
+			var sent atomic.Int64
+			var flooding time.Duration
+			done := make(chan error, 1)
+			go func() {
+				begin := time.Now()
+				// at least three seconds, so that there is a time after the heavy source's first
+				for n := sent.Load(); n < flood && (n < flood/5 || time.Since(begin) < patience) || time.Since(begin) < 3*time.Second; n = sent.Load() {
+					if _, err := spoofed.Run(frame, 20_000); err != nil {
+						done <- err
+						return
+					}
+					sent.Add(20_000)
+				}
+				flooding = time.Since(begin)
+				done <- nil
+			}()
+
+			// The clients send every 100 ms, the heavy source all the time after some flood.
+			rounds, admitted, late := 1, 0, 0
+			burstFrame := packet.New().IP(heavy, w.dst).UDP(1, 2).Bytes()
+			begin := time.Now()
+			var settled time.Time // a second after the heavy source's first packet
+			var heavySent int
+			for running := true; running; {
+				select {
+				case err := <-done:
+					if err != nil {
+						t.Fatal(err)
+					}
+					running = false
+				default:
+				}
+				elapsed := time.Since(begin)
+				if want := 1 + int(elapsed/(100*time.Millisecond)); rounds < want {
+					round()
+					rounds++
+				}
+				const start = 500 * time.Millisecond
+				for elapsed > start && heavySent < int((elapsed-start).Seconds()*offered) {
+					verdict := run(t, r, burstFrame)
+					heavySent++
+					if verdict == xdpPass {
+						admitted++
+						if elapsed > start+time.Second {
+							late++
+							if settled.IsZero() {
+								settled = time.Now()
+							}
+						}
+					}
+				}
+				time.Sleep(time.Millisecond)
+			}
+			window := time.Since(settled)
+
+			residentAfter := resident(t)
+			after := r.Sources()
+			lost := 0
+			for source, was := range first {
+				now, ok := after[source]
+				if !ok || now.First != was.First || now.Dropped != 0 || now.Packets != uint64(rounds) {
+					lost++
+					t.Errorf("client %s: %+v, was %+v, sent %d", source, now, was, rounds)
+					if lost == 5 {
+						break
+					}
+				}
+			}
+			if now, err := r.Memlock(); err != nil || !maps.Equal(now, tables) {
+				t.Errorf("the tables' memory was %v, is %v (%v)", tables, now, err)
+			}
+			if residentAfter > memory+8<<20 {
+				t.Errorf("the process had %d MiB, has %d", memory>>20, residentAfter>>20)
+			}
+			moved := r.Stats()
+			for i := range moved {
+				moved[i] -= stats[i]
+			}
+			n := sent.Load()
+			t.Logf("%.1fM packets in %.1f s, %.0f ns each with two CPUs at work; sources tracked %d, of which evicting %d; packets untracked %d, contended %d, without an aggregate %d",
+				float64(n)/1e6, flooding.Seconds(), float64(flooding)/float64(n), moved[bpf.StatTracked], moved[bpf.StatEvicted],
+				moved[bpf.StatUntracked], moved[bpf.StatContended], moved[bpf.StatAggregateFull])
+			t.Logf("heavy source: %d of %d packets passed; after its first second %d in %.2f s", admitted, heavySent, late, window.Seconds())
+			if moved[bpf.StatUntracked] == 0 {
+				t.Error("the table never was full: this is no test of it")
+			}
+			// It may be untracked first, under its prefix's aggregate, and get a slot and its burst later.
+			if most := int(window.Seconds()*rate) + burst + 2; late > most {
+				t.Errorf("heavy source: %d packets passed in %.2f s after its first second, at most %d should", late, window.Seconds(), most)
+			}
+			if heavySent < 2*admitted {
+				t.Errorf("heavy source: only %d packets sent, %d passed", heavySent, admitted)
+			}
+		})
+	}
+}
