@@ -214,7 +214,8 @@ func orEmpty[T any](s []T) []T {
 	return s
 }
 
-type limitName struct {
+// LimitName is exported, as huma only fills fields that are.
+type LimitName struct {
 	Name string `path:"name" maxLength:"80"`
 }
 
@@ -225,18 +226,18 @@ func (b backend) limits(api huma.API) {
 			return reply1(state.LimitList{Limits: orEmpty(l)}, err)
 		})
 	huma.Register(api, operation(http.MethodGet, "/v1/limits/{name}", "limit", "One limit, and whom it drops most"),
-		func(_ context.Context, in *limitName) (*answer[state.LimitView], error) {
+		func(_ context.Context, in *LimitName) (*answer[state.LimitView], error) {
 			return reply1(b.Limit(in.Name))
 		})
 	huma.Register(api, operation(http.MethodPut, "/v1/limits/{name}", "set-limit", "Make or replace a limit"),
 		func(ctx context.Context, in *struct {
-			limitName
+			LimitName
 			Body state.LimitSpec
 		}) (*answer[state.LimitView], error) {
 			return reply1(b.SetLimit(actorOf(ctx), in.Name, in.Body))
 		})
 	huma.Register(api, operation(http.MethodDelete, "/v1/limits/{name}", "remove-limit", "Take a limit of the run time back"),
-		func(_ context.Context, in *limitName) (*none, error) {
+		func(_ context.Context, in *LimitName) (*none, error) {
 			return nil, problemOf(b.RemoveLimit(in.Name))
 		})
 }
@@ -259,12 +260,12 @@ func (b backend) interfaces(api huma.API) {
 		})
 }
 
-// sample is how long rates are measured; nothing is if it is absent.
-type sample struct {
+// Sampling is how long rates are measured; nothing is if it is absent. Exported, as huma only fills fields that are.
+type Sampling struct {
 	Sample string `query:"sample" maxLength:"20" doc:"How long rates are measured, up to 10s; absent: not" example:"1s"`
 }
 
-func (s sample) duration() (time.Duration, error) {
+func (s Sampling) duration() (time.Duration, error) {
 	if s.Sample == "" {
 		return 0, nil
 	}
@@ -281,7 +282,7 @@ func (s sample) duration() (time.Duration, error) {
 func (b backend) views(api huma.API) {
 	huma.Register(api, operation(http.MethodGet, "/v1/sources", "sources", "The sources that send most, or are dropped most"),
 		func(ctx context.Context, in *struct {
-			sample
+			Sampling
 			By state.Order `query:"by" enum:"packets,bytes,dropped" default:"packets"`
 			N  int         `query:"n" minimum:"1" maximum:"10000" default:"20"`
 		}) (*answer[state.SourceList], error) {
@@ -292,7 +293,7 @@ func (b backend) views(api huma.API) {
 			return reply1(b.Sources(ctx, in.By, in.N, d))
 		})
 	huma.Register(api, operation(http.MethodGet, "/v1/status", "status", "What is dropped, why, and whether anybody innocent is among it"),
-		func(ctx context.Context, in *struct{ sample }) (*answer[state.Overview], error) {
+		func(ctx context.Context, in *struct{ Sampling }) (*answer[state.Overview], error) {
 			d, err := in.duration()
 			if err != nil {
 				return nil, problemOf(err)
