@@ -79,19 +79,15 @@ func Handler(c Config) http.Handler {
 	return mux
 }
 
-// thresholdSchema says that a threshold is a rate, or an object of rate and burst.
+// thresholdSchema stands for a threshold: a rate, or an object of rate and burst. It is not spelled
+// out as a choice of two, since a value that is neither would then be told no more than that.
 type thresholdSchema struct{}
 
 // Schema is for huma.
 func (thresholdSchema) Schema(huma.Registry) *huma.Schema {
-	text := &huma.Schema{Type: huma.TypeString}
 	return &huma.Schema{
-		Description: "A rate, and what may come at once; by default one second's worth",
+		Description: "A rate, such as 20k/s or 200Mbit/s, or an object of rate and burst, which is what may come at once; by default one second's worth",
 		Examples:    []any{"20k/s", map[string]any{"rate": "200Mbit/s", "burst": "2MiB"}},
-		OneOf: []*huma.Schema{text, {
-			Type: huma.TypeObject, Properties: map[string]*huma.Schema{"rate": text, "burst": text},
-			Required: []string{"rate"}, AdditionalProperties: false,
-		}},
 	}
 }
 
@@ -215,6 +211,7 @@ func orEmpty[T any](s []T) []T {
 }
 
 // LimitName is exported, as huma only fills fields that are.
+// LimitName is a limit in a path. It is exported for huma, which looks into nothing else.
 type LimitName struct {
 	Name string `path:"name" maxLength:"80"`
 }

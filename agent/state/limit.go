@@ -3,6 +3,7 @@ package state
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -154,7 +155,11 @@ func (t *Threshold) UnmarshalJSON(b []byte) error {
 		d := json.NewDecoder(bytes.NewReader(b))
 		d.DisallowUnknownFields()
 		if err := d.Decode(&o); err != nil {
-			return err
+			if _, ok := errors.AsType[*Error](err); ok {
+				return err
+			}
+			return invalid("threshold", string(b), "is neither a rate such as 20k/s nor an object of rate and burst: %s",
+				strings.TrimPrefix(err.Error(), "json: "))
 		}
 	}
 	*t = Threshold{Rate: o.Rate}

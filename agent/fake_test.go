@@ -1,0 +1,293 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/levee-xdp/levee/agent/config"
+	"github.com/levee-xdp/levee/bpf"
+	"github.com/levee-xdp/levee/loader"
+	kernel "github.com/levee-xdp/levee/maps"
+)
+
+// fakeKernel is a value that stands in for the kernel. What is pinned outlives its shields.
+type fakeKernel struct {
+	mu          sync.Mutex
+	links       []string // interfaces that there are
+	foreign     string   // one that somebody else's program sits on
+	room        int      // for bans
+	bans        map[netip.Prefix]kernel.Ban
+	allows      map[netip.Prefix]kernel.Allow
+	limits      map[uint8]kernel.Limit
+	attachments []loader.Attachment
+	counts      []kernel.Count
+	lists       []kernel.ListCount
+	limitCounts []kernel.LimitCount
+	sources     []kernel.Source
+	panic       bool
+	monitor     bool
+	pinned      bool
+	held        bool
+	findings    []loader.Finding
+	events      chan kernel.Event
+}
+
+func newFakeKernel() *fakeKernel {
+	return &fakeKernel{links: []string{"eth0", "eth1", "eth2"}, foreign: "eth2", room: 1000, bans: map[netip.Prefix]kernel.Ban{},
+		allows: map[netip.Prefix]kernel.Allow{}, limits: map[uint8]kernel.Limit{}, events: make(chan kernel.Event)}
+}
+
+func (k *fakeKernel) Probe(string) loader.Report { return loader.Report{Findings: k.findings} }
+
+func (k *fakeKernel) Open(_ context.Context, c *config.Config, _ *slog.Logger) (Shield, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.held {
+		return nil, &loader.LockedError{Path: c.Lock, PID: 4711}
+	}
+	s := &fakeShield{k, k.pinned}
+	k.pinned, k.held = true, true
+	return s, nil
+}
+
+// show is what is in force, as text.
+func (k *fakeKernel) show() string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var out []string
+	for p, b := range k.bans {
+		mode := ""
+		if b.Monitor {
+			mode = " monitor"
+		}
+		out = append(out, p.String()+mode)
+	}
+	slices.Sort(out)
+	return strings.Join(out, " ")
+}
+
+type fakeShield struct {
+	*fakeKernel
+	adopted bool
+}
+
+func (s *fakeShield) Adopted() (bool, string) { return s.adopted, "nothing was pinned" }
+
+func (s *fakeShield) Attach(name string, mode loader.Mode) (loader.Attachment, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !slices.Contains(s.links, name) {
+		return loader.Attachment{}, fmt.Errorf("attach %s: %w", name, loader.ErrNoInterface)
+	}
+	if name == s.foreign {
+		return loader.Attachment{}, &loader.ForeignError{Name: name, ProgramID: 42, Program: "other", Tag: "abc"}
+	}
+	if mode == loader.ModeAuto {
+		mode = loader.ModeNative
+	}
+	for i, a := range s.attachments {
+		if a.Name == name {
+			s.attachments[i].Mode = mode
+			return a, nil
+		}
+	}
+	a := loader.Attachment{Name: name, Ifindex: 1 + slices.Index(s.links, name), Slot: uint32(len(s.attachments)), Mode: mode, ProgramID: 7, ProgramTag: "0123456789abcdef"}
+	s.attachments = append(s.attachments, a)
+	return a, nil
+}
+
+func (s *fakeShield) Detach(name string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := len(s.attachments)
+	s.attachments = slices.DeleteFunc(s.attachments, func(a loader.Attachment) bool { return a.Name == name })
+	if len(s.attachments) == n {
+		return fmt.Errorf("detach %s: %w", name, loader.ErrNotAttached)
+	}
+	return nil
+}
+
+func (s *fakeShield) Attachments() ([]loader.Attachment, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.attachments), nil
+}
+
+func (s *fakeShield) Want(string, loader.Mode) error        { return nil }
+func (s *fakeShield) Upgrade() ([]loader.Attachment, error) { return nil, nil }
+func (s *fakeShield) Watch(ctx context.Context) error       { <-ctx.Done(); return nil }
+func (s *fakeShield) Close() error                          { s.mu.Lock(); defer s.mu.Unlock(); s.held = false; return nil }
+func (s *fakeShield) Tables() Tables {
+	k := s.fakeKernel
+	return Tables{Bans: fakeBans{k}, Allows: fakeAllows{k}, Limits: fakeLimits{k}, Sources: fakeSources{k},
+		Counters: fakeCounters{k}, Events: fakeEvents{k}, Control: fakeControl{k}, Interfaces: fakeInterfaces{k}}
+}
+
+type fakeBans struct{ *fakeKernel }
+
+func (b fakeBans) Put(ban kernel.Ban) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if _, ok := b.bans[ban.Prefix]; !ok && len(b.bans) >= b.room {
+		return &kernel.FullError{Prefix: ban.Prefix.String(), Table: "ban4_table", Used: b.room, Slots: b.room, Setting: "tables.ipv4_bans"}
+	}
+	b.bans[ban.Prefix] = ban
+	return nil
+}
+
+func (b fakeBans) Delete(p netip.Prefix) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	_, ok := b.bans[p]
+	delete(b.bans, p)
+	return ok
+}
+
+func (b fakeBans) Sync(wanted iter.Seq[kernel.Ban]) (kernel.Changes, error) {
+	next := map[netip.Prefix]kernel.Ban{}
+	for w := range wanted {
+		next[w.Prefix] = w
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	c := kernel.Changes{}
+	for p, w := range next {
+		if b.bans[p] != w {
+			c.Added++
+		}
+	}
+	for p := range b.bans {
+		if _, ok := next[p]; !ok {
+			c.Removed++
+		}
+	}
+	b.bans = next
+	b.fakeKernel.bans = next
+	return c, nil
+}
+
+func (b fakeBans) Lookup(addr netip.Addr) (kernel.Ban, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var found kernel.Ban
+	ok := false
+	for p, ban := range b.bans {
+		if p.Contains(addr) && ban.Expires > kernel.Monotonic() && (!ok || found.Monitor) {
+			found, ok = ban, true
+		}
+	}
+	return found, ok
+}
+
+func (b fakeBans) Len() (v4, v6 int)      { b.mu.Lock(); defer b.mu.Unlock(); return len(b.bans), 0 }
+func (b fakeBans) Slots() (v4, v6 int)    { return b.Len() }
+func (b fakeBans) Capacity() (v4, v6 int) { return b.room, b.room }
+
+func (b fakeBans) All() iter.Seq[kernel.Ban] {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Values(slices.Collect(maps.Values(b.bans)))
+}
+
+type fakeAllows struct{ *fakeKernel }
+
+func (a fakeAllows) Sync(wanted iter.Seq[kernel.Allow]) (kernel.Changes, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.fakeKernel.allows = map[netip.Prefix]kernel.Allow{}
+	for w := range wanted {
+		if len(a.fakeKernel.allows) >= a.room {
+			return kernel.Changes{}, &kernel.FullError{Prefix: w.Prefix.String(), Table: "allows", Setting: "tables.allows"}
+		}
+		a.fakeKernel.allows[w.Prefix] = w
+	}
+	return kernel.Changes{}, nil
+}
+
+func (a fakeAllows) Len() int      { a.mu.Lock(); defer a.mu.Unlock(); return len(a.allows) }
+func (a fakeAllows) Capacity() int { return 100 }
+
+type fakeLimits struct{ *fakeKernel }
+
+func (l fakeLimits) Sync(wanted map[uint8]kernel.Limit) (kernel.Changes, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.fakeKernel.limits = maps.Clone(wanted)
+	return kernel.Changes{}, nil
+}
+
+type fakeSources struct{ *fakeKernel }
+
+func (s fakeSources) Top(n int, _ kernel.Order) ([]kernel.Source, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.sources[:min(n, len(s.sources))]), nil
+}
+
+func (s fakeSources) Lookup(addr netip.Addr) ([]kernel.Source, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []kernel.Source
+	for _, src := range s.sources {
+		if src.Prefix.Contains(addr) {
+			out = append(out, src)
+		}
+	}
+	return out, nil
+}
+
+func (s fakeSources) Len() (int, error) { return len(s.sources), nil }
+func (s fakeSources) Capacity() int     { return 1000 }
+
+type fakeCounters struct{ *fakeKernel }
+
+func (c fakeCounters) Read() ([]kernel.Count, error)             { return c.counts, nil }
+func (c fakeCounters) Lists() ([]kernel.ListCount, error)        { return c.lists, nil }
+func (c fakeCounters) Limits() ([]kernel.LimitCount, error)      { return c.limitCounts, nil }
+func (c fakeCounters) Stats() (s [bpf.StatMax]uint64, err error) { return s, nil }
+
+type fakeEvents struct{ *fakeKernel }
+
+func (e fakeEvents) Run(ctx context.Context, each func(kernel.Event)) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case ev := <-e.events:
+			each(ev)
+		}
+	}
+}
+
+type fakeControl struct{ *fakeKernel }
+
+func (c fakeControl) SetPanic(on bool) { c.mu.Lock(); defer c.mu.Unlock(); c.fakeKernel.panic = on }
+func (c fakeControl) Panic() bool      { c.mu.Lock(); defer c.mu.Unlock(); return c.fakeKernel.panic }
+func (c fakeControl) SetMonitor(on bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.monitor = on
+	c.fakeKernel.monitor = on
+}
+func (c fakeControl) SetEventBudget(uint32)                {}
+func (c fakeControl) SetControlCap(float64, float64) error { return nil }
+func (c fakeControl) SetSourceIdle(time.Duration) error    { return nil }
+
+type fakeInterfaces struct{ *fakeKernel }
+
+func (i fakeInterfaces) List() (out []kernel.Interface) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for _, a := range i.attachments {
+		out = append(out, kernel.Interface{Slot: a.Slot, Index: a.Ifindex, Name: a.Name, Mode: kernel.AttachMode(a.Mode)})
+	}
+	return out
+}
