@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/ringbuf"
@@ -48,14 +46,14 @@ func (e *Events) Run(ctx context.Context, each func(Event)) (err error) {
 			err = fmt.Errorf("read events: %w", e)
 		}
 	}()
-	// A deadline that has passed wakes the reader.
-	defer context.AfterFunc(ctx, func() { reader.SetDeadline(time.Unix(1, 0)) })()
+	// Flush, as it takes no lock: SetDeadline would wait for the read that it is to end.
+	defer context.AfterFunc(ctx, func() { _ = reader.Flush() })()
 
 	var record ringbuf.Record
 	for ctx.Err() == nil {
 		err := reader.ReadInto(&record)
 		switch {
-		case errors.Is(err, os.ErrDeadlineExceeded):
+		case errors.Is(err, ringbuf.ErrFlushed):
 			continue
 		case err != nil:
 			return fmt.Errorf("read events: %w", err)
