@@ -27,6 +27,7 @@ type config struct {
 	addrs   int // in each list of sources; a power of two
 	json    string
 	svg     string
+	docs    string
 	strict  bool
 	daemon  string // a binary; built if empty
 	cases   string
@@ -109,6 +110,11 @@ func run() error {
 			return err
 		}
 	}
+	if c.docs != "" {
+		if err := b.report.writeDocs(c.docs); err != nil {
+			return err
+		}
+	}
 	if c.svg != "" {
 		if err := b.report.writeSVG(c.svg); err != nil {
 			return err
@@ -143,6 +149,7 @@ func flags(args []string, quick bool) (config, error) {
 	})
 	f.StringVar(&c.cases, "cases", "", "only cases of the program part whose name contains this")
 	f.StringVar(&c.daemon, "levee", "", "the daemon to measure; built from this tree if empty")
+	f.StringVar(&c.docs, "docs", "", "put the report into this document, between its marks")
 	f.BoolVar(&c.strict, "strict", false, "fail if a row is out of its bound")
 	if err := f.Parse(args); err != nil {
 		return c, err
