@@ -134,7 +134,7 @@ tables: {ipv4_bans: 4096, ipv6_bans: 4096, sources: 4096}
 
 	daemon := startDaemon(t, bin, config, env)
 	levee := func(command string) (string, int) {
-		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		defer cancel()
 		cmd := exec.CommandContext(ctx, "bash", "-c", command)
 		cmd.Dir = dir
