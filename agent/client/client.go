@@ -257,7 +257,7 @@ func (c *Client) call(ctx context.Context, method, path string, query url.Values
 		return nil
 	}
 	if err := json.Unmarshal(text, out); err != nil {
-		return fmt.Errorf("%s %s: the answer can't be read: %w", method, path, err)
+		return fmt.Errorf("%s %s: the answer can't be read: %v", method, path, err)
 	}
 	return nil
 }

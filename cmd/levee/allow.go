@@ -31,7 +31,7 @@ func (a *app) allowAddCommand() *cobra.Command {
 --no-limits says otherwise: a source address can be forged.
 
 With - the list is read from stdin, one prefix a line.`,
-		Example: `  levee allow add 192.0.2.10 --reason "monitoring"`,
+		Example: `  levee allow add 192.0.2.10 --reason monitoring`,
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.allowAdd(cmd.Context(), args, noLimits, reason)
@@ -106,6 +106,7 @@ func (a *app) allowAnswer(answer state.AllowResponse) error {
 		if a.machine() {
 			continue
 		}
+		r.Prefix = prefixText(r.Prefix)
 		exempt := ""
 		if r.Allow != nil && r.Allow.NoLimits {
 			exempt = ", and exempt from limits"

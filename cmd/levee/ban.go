@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"time"
@@ -84,14 +85,14 @@ func (a *app) ban(ctx context.Context, f banFlags, args []string) error {
 }
 
 type unbanFlags struct {
-	origin string
-	all    bool
+	origin          string
+	all, everything bool
 }
 
 func (a *app) unbanCommand() *cobra.Command {
 	var f unbanFlags
 	cmd := &cobra.Command{
-		Use:   "unban PREFIX… | -",
+		Use:   "unban PREFIX… | - | --everything",
 		Short: "Take bans back",
 		Long: `Take back an origin's word on prefixes. A prefix stays banned while another origin's word on it
 lives; --all takes back everyone's.
@@ -99,17 +100,26 @@ lives; --all takes back everyone's.
 The prefix is that of the ban: to let a single address of a banned network pass, use levee allow add.`,
 		Example: `  levee unban 203.0.113.7
   levee unban 198.51.100.0/24 --all
-  levee bans list --origin feed:mine -o jsonl | jq -r .prefix | levee unban - --origin feed:mine`,
-		Args: cobra.MinimumNArgs(1),
+  levee unban --everything --origin feed:mine`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if f.everything != (len(args) == 0) {
+				return errors.New("name the prefixes, or --everything, and not both")
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if cmd.Flags().Changed("origin") && f.all {
 				return usage("--origin and --all exclude each other")
+			}
+			if f.everything && !f.all && !cmd.Flags().Changed("origin") {
+				return usage("--everything needs --origin NAME, or --all for everyone's")
 			}
 			return a.unban(cmd.Context(), f, args)
 		},
 	}
 	cmd.Flags().StringVar(&f.origin, "origin", string(state.OriginOperator), "whose word to take back")
 	cmd.Flags().BoolVar(&f.all, "all", false, "every origin's")
+	cmd.Flags().BoolVar(&f.everything, "everything", false, "every prefix on which the origin has its word")
 	must(cmd.RegisterFlagCompletionFunc("origin", a.completeOrigins))
 	return cmd
 }
@@ -121,6 +131,15 @@ func (a *app) unban(ctx context.Context, f unbanFlags, args []string) error {
 	}
 	if err != nil {
 		origin = state.OriginKernel
+	}
+	if f.everything {
+		return a.inBatches(nil, func(c *client.Client, _ []netip.Prefix) (state.BanResponse, error) {
+			r := state.UnbanRequest{All: f.all}
+			if !f.all {
+				r.Origin = origin
+			}
+			return c.Unban(ctx, r)
+		})
 	}
 	prefixes, err := a.prefixes(args)
 	if err != nil || len(prefixes) == 0 {
@@ -138,17 +157,22 @@ func (a *app) unban(ctx context.Context, f unbanFlags, args []string) error {
 	})
 }
 
-// inBatches sends prefixes in requests of a bounded size, and tells what came of each.
+// inBatches sends prefixes in requests of a bounded size, and tells what came of each. Without any
+// it sends one request that names none.
 func (a *app) inBatches(prefixes []netip.Prefix, send func(*client.Client, []netip.Prefix) (state.BanResponse, error)) error {
 	c := a.patientClient(time.Minute)
 	defer c.Close()
 	var (
-		whole  state.BanResponse
+		whole  = state.BanResponse{Bans: []state.BanResult{}}
 		failed []*state.Error
 		counts = map[state.Status]int{}
-		brief  = len(prefixes) > maxLines
+		brief  = len(prefixes) > maxLines || prefixes == nil
+		parts  = slices.Collect(slices.Chunk(prefixes, batch))
 	)
-	for part := range slices.Chunk(prefixes, batch) {
+	if prefixes == nil {
+		parts = [][]netip.Prefix{nil}
+	}
+	for _, part := range parts {
 		answer, err := send(c, part)
 		if err != nil {
 			if whole.Done == 0 {
@@ -185,13 +209,14 @@ func (a *app) inBatches(prefixes []netip.Prefix, send func(*client.Client, []net
 			return err
 		}
 	} else if brief {
-		a.summary(len(prefixes), counts)
+		a.summary(counts)
 	}
 	return ofBatch(whole.Done, failed)
 }
 
 // banLine tells what came of one prefix.
 func (a *app) banLine(r state.BanResult, brief bool, failures int) {
+	r.Prefix = prefixText(r.Prefix)
 	if r.Error != nil || r.Status == state.StatusRefused {
 		switch {
 		case failures > maxLines:
@@ -275,12 +300,20 @@ func list(words []string) string {
 }
 
 // summary tells what came of many.
-func (a *app) summary(total int, counts map[state.Status]int) {
-	var parts []string
+func (a *app) summary(counts map[state.Status]int) {
+	var (
+		parts []string
+		total int
+	)
 	for _, s := range []state.Status{state.StatusAdded, state.StatusChanged, state.StatusUnchanged, state.StatusRemoved, state.StatusRefused} {
+		total += counts[s]
 		if counts[s] > 0 {
 			parts = append(parts, count(counts[s])+" "+string(s))
 		}
+	}
+	if total == 0 {
+		a.say("there is nothing to take back")
+		return
 	}
 	a.say("%s: %s", plural(total, "prefix", "prefixes"), list(parts))
 }

@@ -130,28 +130,43 @@ func enforced(claims []state.Claim) bool {
 	return false
 }
 
+// maxEvents is how many kinds of sampled packets are shown.
+const maxEvents = 10
+
+// eventGrid lists sampled packets, those alike on one line.
 func (a *app) eventGrid(events []state.EventView) {
-	g := a.grid("", "on", "what", "to", "length", "why").numbers(4).flexible(5, true)
+	g := a.grid("last", "on", "what", "to", "times", "why").numbers(4).flexible(5, true)
 	g.indent = "  "
+	type kind struct{ on, what, to, why string }
+	var (
+		kinds []kind
+		last  = map[kind]state.EventView{}
+		times = map[kind]int{}
+	)
 	for _, e := range events {
-		to := ""
+		k := kind{on: e.Interface, what: e.Protocol, why: e.Reason}
 		if e.Destination.IsValid() {
-			to = e.Destination.String()
+			k.to = e.Destination.String()
 			if e.Port != 0 {
-				to = netip.AddrPortFrom(e.Destination, e.Port).String()
+				k.to = netip.AddrPortFrom(e.Destination, e.Port).String()
 			}
 		}
-		why := e.Reason
 		if e.Origin != "" {
-			why += " (" + string(e.Origin) + ")"
+			k.why += " (" + string(e.Origin) + ")"
 		}
 		if e.Limit != "" {
-			why += " (limit " + e.Limit + ")"
+			k.why += " (limit " + e.Limit + ")"
 		}
 		if e.Monitored {
-			why += ", passed: monitored"
+			k.why += ", passed: monitored"
 		}
-		g.row(a.ago(e.Time), e.Interface, e.Protocol, to, count(int(e.Length)), why)
+		if times[k]++; times[k] == 1 {
+			kinds = append(kinds, k)
+			last[k] = e
+		}
+	}
+	for _, k := range kinds[:min(len(kinds), maxEvents)] {
+		g.row(a.ago(last[k].Time), k.on, k.what, k.to, count(times[k]), k.why)
 	}
 	g.hide().render()
 }

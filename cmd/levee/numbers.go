@@ -27,7 +27,7 @@ func short(f float64) string {
 	for _, unit := range []string{"", "k", "M", "G", "T", "P", "E"} {
 		if f < 999.5 || unit == "E" {
 			switch {
-			case unit == "" && (f == 0 || f >= 9.95), f >= 99.95:
+			case unit == "" && (f == math.Trunc(f) || f >= 9.95), f >= 99.95:
 				return strconv.FormatFloat(f, 'f', 0, 64) + unit
 			case f >= 9.995 || unit == "":
 				return strconv.FormatFloat(f, 'f', 1, 64) + unit
@@ -136,6 +136,23 @@ func (a *app) clock(t time.Time) string {
 	return t.Format("2006-01-02 15:04:05")
 }
 
+// prefixText writes a prefix of an answer as people do: a single address without its length.
+func prefixText(s string) string {
+	if p, err := state.ParsePrefix(s); err == nil {
+		return state.PrefixString(p)
+	}
+	return s
+}
+
+// sampledFor writes how long rates were measured.
+func sampledFor(d state.Duration) string {
+	t := time.Duration(d)
+	if t >= time.Second {
+		t = t.Round(100 * time.Millisecond)
+	}
+	return state.Duration(t.Round(time.Millisecond)).String()
+}
+
 func plural(n int, one, many string) string {
 	if n == 1 {
 		return "1 " + one
@@ -143,7 +160,7 @@ func plural(n int, one, many string) string {
 	return count(n) + " " + many
 }
 
-// sampleFlag reads how long rates are measured.
+// parseFor reads a flag's time, which is 0 or within bounds.
 func parseFor(flag, s string, least, most time.Duration) (time.Duration, error) {
 	d, err := state.ParseDuration(s)
 	if err != nil {

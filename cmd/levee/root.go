@@ -56,10 +56,11 @@ interfaces; every other command asks the daemon over its socket.
 
 Exit codes: 0 done, 1 failed, 2 usage (nothing was changed), 3 daemon unreachable, 4 refused for
 safety, 5 partly done, 6 not found (levee check: not banned).`,
-		SilenceErrors: true,
-		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
-		RunE:          a.help,
+		SilenceErrors:              true,
+		SuggestionsMinimumDistance: 2,
+		SilenceUsage:               true,
+		Args:                       cobra.NoArgs,
+		RunE:                       a.help,
 		PersistentPreRunE: func(*cobra.Command, []string) error {
 			return a.checkGlobals()
 		},

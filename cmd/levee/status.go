@@ -140,7 +140,7 @@ func (a *app) statusInterfaces(o *state.Overview) {
 func (a *app) statusTraffic(o *state.Overview) {
 	over := ""
 	if o.Sampled > 0 {
-		over = fmt.Sprintf(" (rates over %s, totals since the tables were made)", state.Duration(time.Duration(o.Sampled).Round(10*time.Millisecond)))
+		over = fmt.Sprintf(" (rates over %s, totals since the tables were made)", sampledFor(o.Sampled))
 	}
 	drop, would, pass := byAction(o.Traffic, state.ActionDrop), byAction(o.Traffic, state.ActionMonitor), byAction(o.Traffic, state.ActionPass)
 	a.heading("Dropped" + over)
@@ -317,7 +317,7 @@ func (a *app) statusTables(o *state.Overview) {
 	}
 	events := ""
 	if o.Events.Written > 0 || o.Events.Lost > 0 {
-		events = fmt.Sprintf("; %s packets sampled, %s lost", count(o.Events.Written), count(o.Events.Lost))
+		events = fmt.Sprintf("; %s dropped packets sampled, %s left out", count(o.Events.Written), count(o.Events.Lost))
 	}
 	a.line("  %s%s", compared, events)
 }

@@ -130,7 +130,7 @@ func (a *app) showTop(found state.SourceList) error {
 	}
 	measured := ""
 	if found.Sampled > 0 {
-		measured = ", rates over " + state.Duration(time.Duration(found.Sampled).Round(10*time.Millisecond)).String()
+		measured = ", rates over " + sampledFor(found.Sampled)
 	}
 	fmt.Fprintln(a.stdout, a.paint(bold, fmt.Sprintf("Sources by %s", clean(string(found.By))))+
 		fmt.Sprintf("  %s of %s tracked%s", count(found.Tracked), count(found.Capacity), measured))
