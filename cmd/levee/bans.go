@@ -115,21 +115,29 @@ func (a *app) showBans(whole state.BanPage, f bansFlags) {
 		}
 		return
 	}
-	g := a.grid("prefix", "mode", "ends in", "set", "origin", "actor", "reason").flexible(6, false)
-	for _, b := range whole.Bans {
-		mode := ""
-		if b.Monitor {
-			mode = "monitor"
-		}
-		ends := a.left(b.Expires)
-		if b.Expires.IsZero() {
-			ends = "never"
-		}
-		g.row(state.PrefixString(b.Prefix), mode, ends, a.ago(b.Created), string(b.Origin), b.Actor, b.Reason)
-	}
-	g.hide().render()
+	a.claimGrid(whole.Bans, false, "")
 	if whole.Total > len(whole.Bans) {
 		a.line("")
 		a.line("%s of %s; --limit 0 shows all.", count(len(whole.Bans)), plural(whole.Total, "ban", "bans"))
 	}
+}
+
+// claimGrid lists claims; long reasons are wrapped, or else cut off.
+func (a *app) claimGrid(claims []state.Claim, wrap bool, indent string) {
+	g := a.grid("prefix", "mode", "ends in", "set", "origin", "actor", "reason").flexible(6, wrap)
+	g.indent = indent
+	for _, c := range claims {
+		mode, ends := "", a.left(c.Expires)
+		if c.Monitor {
+			mode = "monitor"
+		}
+		if c.Expires.IsZero() {
+			ends = "never"
+		}
+		g.row(state.PrefixString(c.Prefix), mode, ends, a.ago(c.Created), string(c.Origin), c.Actor, c.Reason)
+	}
+	if a.narrow() {
+		g.drop(5)
+	}
+	g.hide().render()
 }

@@ -71,20 +71,7 @@ func (a *app) showCheck(c state.Check) {
 	}
 	if len(c.Claims) > 0 {
 		a.heading("Bans")
-		g := a.grid("prefix", "mode", "ends in", "set", "origin", "actor", "reason").flexible(6, true)
-		g.indent = "  "
-		for _, b := range c.Claims {
-			mode := ""
-			if b.Monitor {
-				mode = "monitor"
-			}
-			ends := a.left(b.Expires)
-			if b.Expires.IsZero() {
-				ends = "never"
-			}
-			g.row(state.PrefixString(b.Prefix), mode, ends, a.ago(b.Created), string(b.Origin), b.Actor, b.Reason)
-		}
-		g.hide().render()
+		a.claimGrid(c.Claims, true, "  ")
 	}
 	if k := c.Kernel; k != nil {
 		word := "drops"

@@ -236,7 +236,9 @@ func (f *limitFlags) threshold(flags *pflag.FlagSet, name string, at **state.Thr
 		}
 		return usage("--%s: the limit has no --%s that it could belong to", burst, name)
 	}
-	(*at).Burst = b
+	changed := **at // what the daemon answered stays as it was
+	changed.Burst = b
+	*at = &changed
 	return nil
 }
 
@@ -296,9 +298,10 @@ func (f *limitFlags) applyAggregate(flags *pflag.FlagSet, l *state.LimitSpec, on
 			return usage("--%s: the limit has no --aggregate that it could belong to", name)
 		}
 	}
-	at := l.Aggregate
-	if at == nil {
-		at = &state.Aggregate{}
+	at := &state.Aggregate{} // checks what is said of none
+	if l.Aggregate != nil {
+		*at = *l.Aggregate
+		l.Aggregate = at
 	}
 	if flags.Changed("aggregate-burst") {
 		b, err := state.ParseBurst(f.aggregateBurst)
@@ -488,7 +491,7 @@ func (a *app) limitShowCommand() *cobra.Command {
 			if a.machine() {
 				return a.printJSON(l)
 			}
-			fmt.Fprintf(a.stdout, "%s  %s\n", a.paint(bold, clean(l.Name)), modeWord(a, l.Mode))
+			fmt.Fprintln(a.stdout, a.paint(bold, clean(l.Name)))
 			a.limitBlock(&l)
 			a.heading("Exceeded, since the tables were made")
 			if len(l.Exceeded) == 0 {
@@ -515,9 +518,9 @@ func (a *app) limitShowCommand() *cobra.Command {
 	}
 }
 
-func modeWord(a *app, m state.Mode) string {
+func modeWords(m state.Mode) string {
 	if modeOf(m) == state.Monitor {
-		return a.paint(yellow, "monitor: it counts what it would drop, and passes it")
+		return "monitor: it counts what it would drop, and passes it"
 	}
 	return "enforce"
 }
@@ -552,15 +555,12 @@ func (a *app) limitBlock(l *state.LimitView) {
 	} else {
 		g.row("penalty", "none: only the excess is dropped")
 	}
-	g.row("mode", string(modeOf(l.Mode)))
+	g.row("mode", modeWords(l.Mode))
 	g.row("set by", setBy(l.Source, l.Actor))
 	g.render()
 }
 
 func threshold(t state.Threshold) string {
-	burst := short(t.BurstUnits())
-	if t.Rate.Bits {
-		burst += "bit"
-	}
-	return t.Rate.String() + ", " + burst + " at once"
+	burst := state.Burst{Units: uint64(t.BurstUnits()), Bits: t.Rate.Bits}
+	return t.Rate.String() + ", " + burst.String() + " at once"
 }

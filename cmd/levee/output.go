@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"unicode"
+	"unicode/utf16"
 	"unicode/utf8"
 
 	"github.com/jedib0t/go-pretty/v6/table"
@@ -116,24 +117,16 @@ func cleanJSON(b []byte) []byte {
 		if r == '\n' || unicode.IsPrint(r) {
 			out = append(out, b[i:i+size]...)
 		} else {
-			q := strconv.QuoteRuneToASCII(r)
-			switch {
-			case r < 0x10000:
+			if r < 0x10000 {
 				out = fmt.Appendf(out, `\u%04x`, r)
-			default:
-				_ = q
-				high, low := surrogates(r)
+			} else {
+				high, low := utf16.EncodeRune(r)
 				out = fmt.Appendf(out, `\u%04x\u%04x`, high, low)
 			}
 		}
 		i += size
 	}
 	return out
-}
-
-func surrogates(r rune) (high, low rune) {
-	r -= 0x10000
-	return 0xd800 + r>>10, 0xdc00 + r&0x3ff
 }
 
 // colour is whether to colour.
@@ -305,6 +298,12 @@ func (g *grid) render() {
 	for line := range strings.SplitSeq(t.Render(), "\n") {
 		fmt.Fprintln(g.app.stdout, strings.TrimRight(g.indent+line, " "))
 	}
+}
+
+// narrow tells whether a terminal has no room for what is not needed.
+func (a *app) narrow() bool {
+	columns := a.width()
+	return columns > 0 && columns < 100
 }
 
 // line writes a line of the answer, cleaned.

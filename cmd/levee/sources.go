@@ -36,6 +36,9 @@ func (a *app) sourceGrid(sources []state.SourceView, rates bool, indent string) 
 			g.row(cells...)
 		}
 	}
+	if !rates && a.narrow() {
+		g.drop(3)
+	}
 	g.hide().render()
 }
 
