@@ -122,6 +122,7 @@ func describe(p *reference.Packet, e bpf.Event) {
 		p.SYN = true
 	case bpf.ReasonLimitFragments:
 		p.Fragment = true
+	default: // sound: banned, and monitored
 	}
 	family := bpf.Family(e.Family)
 	switch family {
@@ -145,15 +146,13 @@ func describe(p *reference.Packet, e bpf.Event) {
 
 // reasonOf is what a packet is counted as where there are neither bans nor limits.
 func reasonOf(p reference.Packet) bpf.Reason {
-	switch p.Verdict {
-	case reference.MalformedL3:
-		return bpf.ReasonMalformedL3
-	case reference.Martian:
-		return bpf.ReasonMartian
-	case reference.MalformedL4:
-		return bpf.ReasonMalformedL4
-	}
 	switch {
+	case p.Verdict == reference.MalformedL3:
+		return bpf.ReasonMalformedL3
+	case p.Verdict == reference.Martian:
+		return bpf.ReasonMartian
+	case p.Verdict == reference.MalformedL4:
+		return bpf.ReasonMalformedL4
 	case p.Control:
 		return bpf.ReasonControl
 	case p.Verdict == reference.NonIP:

@@ -399,28 +399,28 @@ func controlRows() []row {
 		ends("arp", anARP, arp),
 		ends("arp padded", func(w *world) *packet.Packet { return anARP(w).Pad(60) }, arp),
 		ends("arp cut off", func(w *world) *packet.Packet { return anARP(w).Truncate(20) }, arp),
-		row{name: "arp over its cap", packet: anARP, setup: capped, want: []outcome{
+		{name: "arp over its cap", packet: anARP, setup: capped, want: []outcome{
 			arp.times(2), {reason: bpf.ReasonControlCap, n: 3, other: true, uncharged: true}}},
-		row{name: "icmp errors over their cap", packet: func(w *world) *packet.Packet { return w.icmp(w.ip(), 3, 2).Payload(40) },
+		{name: "icmp errors over their cap", packet: func(w *world) *packet.Packet { return w.icmp(w.ip(), 3, 2).Payload(40) },
 			setup: capped, want: []outcome{control.times(2), controlCap.times(3)}},
-		row{name: "neighbour discovery over its cap", only: only6, setup: capped,
+		{name: "neighbour discovery over its cap", only: only6, setup: capped,
 			packet: func(w *world) *packet.Packet { return w.ip().HopLimit(255).ICMPv6(135, 0).Payload(16) },
 			want:   []outcome{control.times(2), controlCap.times(3)}},
-		row{name: "the cap of one family does not spend the other's", packet: tcp, setup: func(w *world) {
+		{name: "the cap of one family does not spend the other's", packet: tcp, setup: func(w *world) {
 			capped(w)
 			for range 5 {
 				w.send(anARP(w))
 			}
 		}, want: []outcome{clean}},
-		row{name: "errors pass while arp is over its cap", packet: func(w *world) *packet.Packet { return w.icmp(w.ip(), 3, 1) },
+		{name: "errors pass while arp is over its cap", packet: func(w *world) *packet.Packet { return w.icmp(w.ip(), 3, 1) },
 			setup: func(w *world) {
 				capped(w)
 				for range 5 {
 					w.send(anARP(w))
 				}
 			}, want: []outcome{control}},
-		row{name: "an echo is not control, and has no cap", packet: echo, setup: capped, want: []outcome{clean.times(5)}},
-		row{name: "control is monitored over its cap", packet: func(w *world) *packet.Packet { return w.icmp(w.ip(), 3, 1) },
+		{name: "an echo is not control, and has no cap", packet: echo, setup: capped, want: []outcome{clean.times(5)}},
+		{name: "control is monitored over its cap", packet: func(w *world) *packet.Packet { return w.icmp(w.ip(), 3, 1) },
 			setup: func(w *world) {
 				capped(w)
 				w.SetControl(func(c *bpf.Control) { c.Monitor = 1 })

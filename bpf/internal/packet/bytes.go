@@ -45,6 +45,7 @@ func (p *Packet) encode(i int, inner []byte) []byte {
 			binary.BigEndian.PutUint16(frame[len(l.head)-2:], next.ether)
 		case kindIPv4, kindIPv6, kindExtension:
 			frame[nextOffset(l.kind)] = next.proto
+		default: // carries what nobody announces
 		}
 	}
 	if !l.hasLen {
@@ -53,6 +54,7 @@ func (p *Packet) encode(i int, inner []byte) []byte {
 			binary.BigEndian.PutUint16(frame[lengthOffset(l.kind):], uint16(len(frame)))
 		case kindIPv6:
 			binary.BigEndian.PutUint16(frame[lengthOffset(l.kind):], uint16(len(inner)))
+		default: // has no length
 		}
 	}
 	for _, patch := range l.patches {
@@ -122,8 +124,9 @@ func lengthOffset(k kind) int {
 		return 2
 	case kindIPv6, kindUDP:
 		return 4
+	default:
+		panic("packet: a length on what has none")
 	}
-	panic("packet: a length on what has none")
 }
 
 func nextOffset(k kind) int {
@@ -134,8 +137,9 @@ func nextOffset(k kind) int {
 		return 6
 	case kindExtension:
 		return 0
+	default:
+		panic("packet: a next header on what has none")
 	}
-	panic("packet: a next header on what has none")
 }
 
 func checksumOffset(k kind) int {
@@ -148,6 +152,7 @@ func checksumOffset(k kind) int {
 		return 6
 	case kindICMP:
 		return 2
+	default:
+		panic("packet: a checksum on what has none")
 	}
-	panic("packet: a checksum on what has none")
 }

@@ -13,8 +13,6 @@ type Packet struct {
 	layers []layer
 	pad    int // least length of the frame
 	cut    int // greatest length of the frame; negative: whole
-	dst    [6]byte
-	src    [6]byte
 }
 
 // kind says how a layer is encoded, and what the setters mean for it.

@@ -241,7 +241,7 @@ func (r *reader) transport(p *Packet, number uint8) bool {
 	p.SourcePort = binary.BigEndian.Uint16(b)
 	p.DestinationPort = binary.BigEndian.Uint16(b[2:])
 
-	length := -1
+	var length int
 	switch number {
 	case 6:
 		length = int(b[12]>>4) * 4

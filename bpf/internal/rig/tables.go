@@ -169,10 +169,10 @@ func words(a netip.Addr) (hi, lo uint64) {
 
 // Address is the reverse: what the program's two words mean in a family.
 func Address(family bpf.Family, hi, lo uint64) netip.Addr {
-	switch family {
-	case bpf.FamilyIPv4:
+	if family == bpf.FamilyIPv4 {
 		return netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, uint32(lo))))
-	case bpf.FamilyIPv6:
+	}
+	if family == bpf.FamilyIPv6 {
 		return netip.AddrFrom16([16]byte(binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, hi), lo)))
 	}
 	return netip.Addr{}
