@@ -114,7 +114,7 @@ func (e *engine) run(ctx context.Context, tasks []task, ready func()) error {
 		return nil
 	})
 	done := make(chan error, 1)
-	go func() { done <- group.Wait() }() //nolint:forbidigo // it ends with the tasks
+	go func() { done <- group.Wait() }()
 	select {
 	case err := <-done:
 		return err
@@ -410,7 +410,7 @@ func watchdog(ctx context.Context) error {
 	interval, err := daemon.SdWatchdogEnabled(false)
 	if err != nil || interval == 0 {
 		<-ctx.Done()
-		return nil //nolint:nilerr // what systemd did not say well is not asked for
+		return nil // what systemd did not say well is not asked for
 	}
 	ticker := time.NewTicker(interval / 2)
 	defer ticker.Stop()

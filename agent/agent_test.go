@@ -106,7 +106,7 @@ func (d *testDaemon) end() {
 	}
 	d.done <- nil
 	if d.Client != nil {
-		d.Client.Close()
+		d.Close()
 	}
 }
 

@@ -170,7 +170,6 @@ func (b fakeBans) Sync(wanted iter.Seq[kernel.Ban]) (kernel.Changes, error) {
 		}
 	}
 	b.bans = next
-	b.fakeKernel.bans = next
 	return c, nil
 }
 
@@ -202,12 +201,12 @@ type fakeAllows struct{ *fakeKernel }
 func (a fakeAllows) Sync(wanted iter.Seq[kernel.Allow]) (kernel.Changes, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.fakeKernel.allows = map[netip.Prefix]kernel.Allow{}
+	a.allows = map[netip.Prefix]kernel.Allow{}
 	for w := range wanted {
-		if len(a.fakeKernel.allows) >= a.room {
+		if len(a.allows) >= a.room {
 			return kernel.Changes{}, &kernel.FullError{Prefix: w.Prefix.String(), Table: "allows", Setting: "tables.allows"}
 		}
-		a.fakeKernel.allows[w.Prefix] = w
+		a.allows[w.Prefix] = w
 	}
 	return kernel.Changes{}, nil
 }
@@ -220,7 +219,7 @@ type fakeLimits struct{ *fakeKernel }
 func (l fakeLimits) Sync(wanted map[uint8]kernel.Limit) (kernel.Changes, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.fakeKernel.limits = maps.Clone(wanted)
+	l.limits = maps.Clone(wanted)
 	return kernel.Changes{}, nil
 }
 
@@ -269,13 +268,12 @@ func (e fakeEvents) Run(ctx context.Context, each func(kernel.Event)) error {
 
 type fakeControl struct{ *fakeKernel }
 
-func (c fakeControl) SetPanic(on bool) { c.mu.Lock(); defer c.mu.Unlock(); c.fakeKernel.panic = on }
-func (c fakeControl) Panic() bool      { c.mu.Lock(); defer c.mu.Unlock(); return c.fakeKernel.panic }
+func (c fakeControl) SetPanic(on bool) { c.mu.Lock(); defer c.mu.Unlock(); c.panic = on }
+func (c fakeControl) Panic() bool      { c.mu.Lock(); defer c.mu.Unlock(); return c.panic }
 func (c fakeControl) SetMonitor(on bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.monitor = on
-	c.fakeKernel.monitor = on
 }
 func (c fakeControl) SetEventBudget(uint32)                {}
 func (c fakeControl) SetControlCap(float64, float64) error { return nil }

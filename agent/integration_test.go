@@ -84,7 +84,7 @@ tables: {ipv4_bans: 4k, ipv6_bans: 4k, sources: 4k, allows: 100}
 }
 
 func (l *lab) clean() {
-	l.Client.Close()
+	l.Close()
 	if l.daemon != nil {
 		l.kill()
 	}

@@ -109,14 +109,14 @@ type System struct{}
 func (System) Probe(root string) loader.Report { return loader.Probe(root) }
 
 // Open adopts what is pinned, or makes it.
-func (System) Open(ctx context.Context, c *config.Config, log *slog.Logger) (_ Shield, err error) {
-	want := loader.Config{Root: c.BPFFS, Lock: c.Lock, Sizes: c.Tables.Sizes(), Features: c.Features.Program(), Log: log}
+func (System) Open(ctx context.Context, c *config.Config, logger *slog.Logger) (_ Shield, err error) {
+	want := loader.Config{Root: c.BPFFS, Lock: c.Lock, Sizes: c.Tables.Sizes(), Features: c.Features.Program(), Log: logger}
 	if c.Compile.Enabled {
 		spec, report, err := loader.Compile(ctx, loader.CompileConfig{CacheDir: c.Compile.Cache, Clang: c.Compile.Clang})
 		if err != nil {
-			log.Warn("the program could not be compiled on this host, the one that Levee brings along does as well", "error", err)
+			logger.Warn("the program could not be compiled on this host, the one that Levee brings along does as well", "error", err)
 		} else {
-			log.Info("the program was compiled on this host", "clang", report.Version, "cpu", report.CPU, "cached", report.Cached, "took", report.Took)
+			logger.Info("the program was compiled on this host", "clang", report.Version, "cpu", report.CPU, "cached", report.Cached, "took", report.Took)
 			want.Spec = spec
 		}
 	}

@@ -73,7 +73,7 @@ func Handler(c Config) http.Handler {
 	b.switches(api)
 	mux.HandleFunc("GET /healthz", b.healthz)
 	mux.HandleFunc("GET /readyz", b.readyz)
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		writeProblem(w, newProblem(http.StatusNotFound, state.CodeNotFound, "there is nothing at this path; /openapi.json says what there is"))
 	})
 	return mux

@@ -290,8 +290,8 @@ func (r *Reconciler) Run(ctx context.Context) error {
 			wait = min(wait, time.Duration(max(int64(next)-int64(now), 0))+together)
 		}
 		timer.Reset(wait)
-		if err := sleep(ctx, together); err != nil {
-			return nil //nolint:nilerr // the end of the context is the end of the task
+		if sleep(ctx, together) != nil {
+			return nil
 		}
 	}
 }

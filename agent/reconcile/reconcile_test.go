@@ -82,7 +82,6 @@ func (a allows) Sync(wanted iter.Seq[maps.Allow]) (c maps.Changes, err error) {
 		c.Added++
 	}
 	a.allows = next
-	a.kernel.allows = next
 	return c, nil
 }
 
@@ -90,7 +89,6 @@ type limits struct{ *kernel }
 
 func (l limits) Sync(wanted map[uint8]maps.Limit) (c maps.Changes, err error) {
 	l.limits = wanted
-	l.kernel.limits = wanted
 	return c, nil
 }
 

@@ -156,10 +156,10 @@ func (c *claims) put(n record) {
 	c.schedule(slot, &n)
 }
 
-func (c *claims) remove(k key, list uint16) bool {
+func (c *claims) forget(k key, list uint16) {
 	slot, r := c.find(k, list)
 	if r == nil {
-		return false
+		return
 	}
 	if head := c.heads[k]; head == slot {
 		if r.next == 0 {
@@ -183,7 +183,6 @@ func (c *claims) remove(k key, list uint16) bool {
 	c.countTimed(r, -1)
 	*r = record{next: c.free}
 	c.free = slot
-	return true
 }
 
 func (c *claims) count(list uint16, v4 bool, by int) {
@@ -268,8 +267,8 @@ func (c *claims) reschedule() {
 	}
 }
 
-// next returns the earliest expiry, or Forever.
-func (c *claims) next() uint64 {
+// earliest returns the earliest expiry, or Forever.
+func (c *claims) earliest() uint64 {
 	for len(c.due) > 0 {
 		d := c.due[0]
 		if r := c.at(d.slot); r.live && r.expires == d.at {

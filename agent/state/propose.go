@@ -349,12 +349,12 @@ func (c *change) save() *Error {
 	for i := range c.entries {
 		e := &c.entries[i]
 		if e.remove {
-			s.claims.remove(e.key, e.list)
+			s.forget(e.key, e.list)
 			continue
 		}
 		r := s.recordOf(e, first+uint64(i/segmentEntries))
 		r.actor, r.reason = s.texts.hold(e.actor), s.texts.hold(e.reason)
-		s.claims.put(r)
+		s.put(r)
 	}
 	for _, m := range carried {
 		if _, r := s.find(m.key, m.list); r != nil && r.segment < first {
@@ -448,13 +448,13 @@ func (s *Store) Sweep(most int) (ended []Expired, next uint64) {
 	defer s.mu.Unlock()
 	now := s.clock.Monotonic()
 	for {
-		next = s.claims.next()
+		next = s.earliest()
 		if next > now || len(ended) >= most {
 			return ended, next
 		}
 		r := s.at(s.due[0].slot)
 		ended = append(ended, Expired{r.key.prefix(), s.names[r.list]})
-		s.claims.remove(r.key, r.list)
+		s.forget(r.key, r.list)
 	}
 }
 

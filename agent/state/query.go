@@ -271,7 +271,7 @@ func (s *Store) Origins() []OriginCount {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	var out []OriginCount
-	for list, n := range s.claims.lists {
+	for list, n := range s.lists {
 		if n.v4+n.v6 > 0 {
 			out = append(out, OriginCount{s.names[list], uint16(list), n.v4, n.v6})
 		}

@@ -356,11 +356,11 @@ func (s *Store) loadSegments(tx *bbolt.Tx) error {
 			}
 			r := s.recordOf(e, want)
 			if e.remove || r.expires <= now {
-				s.claims.remove(e.key, e.list)
+				s.forget(e.key, e.list)
 				return nil
 			}
 			r.actor, r.reason = s.texts.hold(e.actor), s.texts.hold(e.reason)
-			s.claims.put(r)
+			s.put(r)
 			return nil
 		})
 		if err != nil {

@@ -84,6 +84,7 @@ func (r Rate) String() string {
 		per = "m"
 	case time.Hour:
 		per = "h"
+	default:
 	}
 	unit := ""
 	if r.Bits {
@@ -231,9 +232,9 @@ func (d Duration) String() string {
 		rest = -rest
 	}
 	for _, u := range durationUnits[1:] {
-		if n := rest / u.unit; n > 0 {
+		if n := int64(rest / u.unit); n > 0 {
 			fmt.Fprintf(&b, "%d%s", n, u.name)
-			rest -= n * u.unit
+			rest %= u.unit
 		}
 	}
 	return b.String()
