@@ -24,10 +24,12 @@ type clientOrder struct {
 // clientReport is what it saw. Requests that failed count with the timeout in the latencies: a
 // client that gave up has waited, too.
 type clientReport struct {
-	Requests, Succeeded int
-	Median, P99         time.Duration
-	Timeout             time.Duration
-	Error               string // the first
+	Requests  int           `json:"requests"`
+	Succeeded int           `json:"succeeded"`
+	Median    time.Duration `json:"median_ns"`
+	P99       time.Duration `json:"p99_ns"`
+	Timeout   time.Duration `json:"timeout_ns"`
+	Error     string        `json:"error,omitempty"` // the first
 }
 
 func (r clientReport) success() float64 {

@@ -4,8 +4,8 @@
 /*
  * The flood: run by BPF_PROG_TEST_RUN with live frames, it gives each frame a source of its own
  * and sends it out of an interface. A frame comes back from the kernel's page pool as the stack
- * left it, so every field that changes is written each time, and the checksums are made anew from
- * sums over the rest of the frame that were taken once, in user space.
+ * left it, so its headers are written anew each time; their checksums come from sums over what does
+ * not change, which were taken once, in user space.
  */
 #include "kernel.h"
 
@@ -15,16 +15,20 @@ static long (*const bpf_redirect)(__u32 ifindex, __u64 flags) = (void *)23;
 enum {
 	ETH_LENGTH = 14,
 	MAX_SOURCES = 65536,
-	TRIES = 8, /* for a random IPv4 address that can be someone's */
+	PATTERN = 96 / 8, /* all headers of the longest frame */
+	TRIES = 8,	  /* for a random IPv4 address that can be someone's */
 };
 
-/* Where the frame goes, how long it is, and which fields of it change. An offset of 0: none. */
+/* What the frame is, where it goes, and which fields of it change. An offset of 0: none. */
+volatile const __u64 cfg_pattern[PATTERN] = {};
 volatile const __u32 cfg_ifindex = 0;
 volatile const __u32 cfg_length = 64;
 volatile const bool cfg_ipv6 = false;
 volatile const __u32 cfg_sources = 1;	  /* how many of `sources` take part; 0: random addresses */
 volatile const __u32 cfg_port_offset = 0; /* source port */
-volatile const __u32 cfg_id_offset = 0;	  /* a fragment's identification */
+volatile const __u32 cfg_part_offset =
+	0;				/* which part of a datagram it is, where it is fragmented */
+volatile const __be16 cfg_part[2] = {}; /* … what is there in the first part, and in the second */
 volatile const __u32 cfg_check_offset = 0; /* the transport's checksum */
 volatile const bool cfg_pseudo = true; /* … and it covers the addresses (not so in ICMP for IPv4) */
 
@@ -38,6 +42,7 @@ __u64 start = 0; /* CLOCK_MONOTONIC ns; nothing is sent before. Written by user 
 __u64 stop = 0;	 /* … nothing is sent after */
 __u64 due = 0;	 /* the next frame's time. Like `sent`, written by the one CPU that runs this */
 __u64 sent = 0;
+__u32 source = 0; /* the last one: an index of `sources` */
 
 static __always_inline bool in_time(void)
 {
@@ -107,45 +112,46 @@ int flood(struct xdp_md *ctx)
 	void *data = (void *)(long)ctx->data;
 	void *data_end = (void *)(long)ctx->data_end;
 	union address random = {}, *addr = &random;
-	__u32 sum = 0, key, bits;
+	__u32 sum = 0, bits;
 	__u16 *src;
 
 	if (!in_time())
 		return XDP_DROP;
 	if (data + cfg_length > data_end)
 		return XDP_ABORTED;
+	for (int i = 0; i < PATTERN; i++)
+		if ((i + 1) * sizeof(__u64) <= cfg_length)
+			((__u64 *)data)[i] = cfg_pattern[i];
 	bits = bpf_get_prandom_u32();
 
 	if (cfg_sources) {
-		key = cfg_sources > 1 ? bpf_get_prandom_u32() % cfg_sources : 0;
-		addr = bpf_map_lookup_elem(&sources, &key);
+		/* both parts of a datagram have one source; a source has one at a time (one identification) */
+		if (!cfg_part_offset || sent & 1)
+			source = cfg_sources > 1 ? bits % cfg_sources : 0;
+		addr = bpf_map_lookup_elem(&sources, (const void *)&source);
 		if (!addr)
 			return XDP_ABORTED;
 	} else {
 		random_address(addr);
 	}
 
+	if (cfg_part_offset) {
+		*(__u16 *)(data + cfg_part_offset) = cfg_part[!(sent & 1)];
+		sum += cfg_part[!(sent & 1)];
+	}
 	if (cfg_ipv6) {
 		src = data + ETH_LENGTH + 8;
 		for (int i = 0; i < 8; i++) {
 			src[i] = addr->word[i];
 			sum += addr->word[i];
 		}
-		if (cfg_id_offset)
-			*(__u32 *)(data + cfg_id_offset) = bits;
 	} else {
-		__u16 id = 0;
-
 		src = data + ETH_LENGTH + 12;
 		for (int i = 0; i < 2; i++) {
 			src[i] = addr->word[i];
 			sum += addr->word[i];
 		}
-		if (cfg_id_offset) {
-			id = bits;
-			*(__u16 *)(data + cfg_id_offset) = id;
-		}
-		*(__u16 *)(data + ETH_LENGTH + 10) = ~fold(cfg_header_sum + sum + id);
+		*(__u16 *)(data + ETH_LENGTH + 10) = ~fold(cfg_header_sum + sum);
 	}
 
 	if (!cfg_pseudo)

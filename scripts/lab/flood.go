@@ -31,8 +31,8 @@ type floodOrder struct {
 
 // floodReport is what a flood says when it has ended.
 type floodReport struct {
-	Sent    uint64
-	Seconds float64
+	Sent    uint64  `json:"sent"`
+	Seconds float64 `json:"seconds"`
 }
 
 var (
@@ -148,13 +148,17 @@ func loadGenerator(order floodOrder, index int) (*floodObjects, []byte, error) {
 	if err := spec.Assign(&vars); err != nil {
 		return nil, nil, err
 	}
+	var start [96]byte
+	copy(start[:], f.bytes)
 	err = errors.Join(
+		vars.CfgPattern.Set(start),
 		vars.CfgIfindex.Set(uint32(index)),
 		vars.CfgLength.Set(uint32(len(f.bytes))),
 		vars.CfgIpv6.Set(order.Version == 6),
 		vars.CfgSources.Set(uint32(order.Sources)),
 		vars.CfgPortOffset.Set(uint32(f.portOffset)),
-		vars.CfgIdOffset.Set(uint32(f.idOffset)),
+		vars.CfgPartOffset.Set(uint32(f.partOffset)),
+		vars.CfgPart.Set(f.parts),
 		vars.CfgCheckOffset.Set(uint32(f.checkOffset)),
 		vars.CfgPseudo.Set(f.pseudo),
 		vars.CfgHeaderSum.Set(f.headerSum),

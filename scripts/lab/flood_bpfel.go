@@ -22,19 +22,22 @@ const (
 	floodVarCfgCheckOffset  = "cfg_check_offset"
 	floodVarCfgGap          = "cfg_gap"
 	floodVarCfgHeaderSum    = "cfg_header_sum"
-	floodVarCfgIdOffset     = "cfg_id_offset"
 	floodVarCfgIfindex      = "cfg_ifindex"
 	floodVarCfgIpv6         = "cfg_ipv6"
 	floodVarCfgLag          = "cfg_lag"
 	floodVarCfgLength       = "cfg_length"
 	floodVarCfgOurs4        = "cfg_ours4"
 	floodVarCfgOurs6        = "cfg_ours6"
+	floodVarCfgPart         = "cfg_part"
+	floodVarCfgPartOffset   = "cfg_part_offset"
+	floodVarCfgPattern      = "cfg_pattern"
 	floodVarCfgPortOffset   = "cfg_port_offset"
 	floodVarCfgPseudo       = "cfg_pseudo"
 	floodVarCfgSources      = "cfg_sources"
 	floodVarCfgTransportSum = "cfg_transport_sum"
 	floodVarDue             = "due"
 	floodVarSent            = "sent"
+	floodVarSource          = "source"
 	floodVarStart           = "start"
 	floodVarStop            = "stop"
 )
@@ -99,19 +102,22 @@ type floodVariableSpecs struct {
 	CfgCheckOffset  *ebpf.VariableSpec `ebpf:"cfg_check_offset"`
 	CfgGap          *ebpf.VariableSpec `ebpf:"cfg_gap"`
 	CfgHeaderSum    *ebpf.VariableSpec `ebpf:"cfg_header_sum"`
-	CfgIdOffset     *ebpf.VariableSpec `ebpf:"cfg_id_offset"`
 	CfgIfindex      *ebpf.VariableSpec `ebpf:"cfg_ifindex"`
 	CfgIpv6         *ebpf.VariableSpec `ebpf:"cfg_ipv6"`
 	CfgLag          *ebpf.VariableSpec `ebpf:"cfg_lag"`
 	CfgLength       *ebpf.VariableSpec `ebpf:"cfg_length"`
 	CfgOurs4        *ebpf.VariableSpec `ebpf:"cfg_ours4"`
 	CfgOurs6        *ebpf.VariableSpec `ebpf:"cfg_ours6"`
+	CfgPart         *ebpf.VariableSpec `ebpf:"cfg_part"`
+	CfgPartOffset   *ebpf.VariableSpec `ebpf:"cfg_part_offset"`
+	CfgPattern      *ebpf.VariableSpec `ebpf:"cfg_pattern"`
 	CfgPortOffset   *ebpf.VariableSpec `ebpf:"cfg_port_offset"`
 	CfgPseudo       *ebpf.VariableSpec `ebpf:"cfg_pseudo"`
 	CfgSources      *ebpf.VariableSpec `ebpf:"cfg_sources"`
 	CfgTransportSum *ebpf.VariableSpec `ebpf:"cfg_transport_sum"`
 	Due             *ebpf.VariableSpec `ebpf:"due"`
 	Sent            *ebpf.VariableSpec `ebpf:"sent"`
+	Source          *ebpf.VariableSpec `ebpf:"source"`
 	Start           *ebpf.VariableSpec `ebpf:"start"`
 	Stop            *ebpf.VariableSpec `ebpf:"stop"`
 }
@@ -152,19 +158,22 @@ type floodVariables struct {
 	CfgCheckOffset  *ebpf.Variable `ebpf:"cfg_check_offset"`
 	CfgGap          *ebpf.Variable `ebpf:"cfg_gap"`
 	CfgHeaderSum    *ebpf.Variable `ebpf:"cfg_header_sum"`
-	CfgIdOffset     *ebpf.Variable `ebpf:"cfg_id_offset"`
 	CfgIfindex      *ebpf.Variable `ebpf:"cfg_ifindex"`
 	CfgIpv6         *ebpf.Variable `ebpf:"cfg_ipv6"`
 	CfgLag          *ebpf.Variable `ebpf:"cfg_lag"`
 	CfgLength       *ebpf.Variable `ebpf:"cfg_length"`
 	CfgOurs4        *ebpf.Variable `ebpf:"cfg_ours4"`
 	CfgOurs6        *ebpf.Variable `ebpf:"cfg_ours6"`
+	CfgPart         *ebpf.Variable `ebpf:"cfg_part"`
+	CfgPartOffset   *ebpf.Variable `ebpf:"cfg_part_offset"`
+	CfgPattern      *ebpf.Variable `ebpf:"cfg_pattern"`
 	CfgPortOffset   *ebpf.Variable `ebpf:"cfg_port_offset"`
 	CfgPseudo       *ebpf.Variable `ebpf:"cfg_pseudo"`
 	CfgSources      *ebpf.Variable `ebpf:"cfg_sources"`
 	CfgTransportSum *ebpf.Variable `ebpf:"cfg_transport_sum"`
 	Due             *ebpf.Variable `ebpf:"due"`
 	Sent            *ebpf.Variable `ebpf:"sent"`
+	Source          *ebpf.Variable `ebpf:"source"`
 	Start           *ebpf.Variable `ebpf:"start"`
 	Stop            *ebpf.Variable `ebpf:"stop"`
 }

@@ -1,11 +1,16 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net/netip"
+	"os"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -20,7 +25,7 @@ const (
 )
 
 // frames runs the flood's program without sending, each time on the frame before, as the kernel
-// recycles them.
+// recycles them, and with headers that the stack has changed.
 func frames(t *testing.T, order floodOrder, count int) [][]byte {
 	t.Helper()
 	order.From, order.To = testFrom, testTo
@@ -43,7 +48,10 @@ func frames(t *testing.T, order floodOrder, count int) [][]byte {
 			continue
 		}
 		all = append(all, out)
-		frame = out
+		frame = bytes.Clone(out)
+		for i := range frame[:48] {
+			frame[i] ^= byte(i)
+		}
 	}
 	return all
 }
@@ -108,6 +116,91 @@ func checkFrame(t *testing.T, k kind, version int, frame []byte) netip.Addr {
 		t.Fatalf("%s IPv%d: transport checksum: %x", k, version, ip)
 	}
 	return source
+}
+
+// TestKernelTakesThem sends some of each kind to a real kernel, and finds in its statistics that it
+// worked for them: what it would throw away at once is no flood.
+func TestKernelTakesThem(t *testing.T) {
+	privileged(t)
+	n := newTestNetwork(t)
+	server, err := act(t.Context(), n.host, roleServer, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.end()
+	for _, c := range []struct {
+		kind    kind
+		counter family[string]
+	}{
+		{kindACK, family[string]{"Tcp.OutRsts", "Tcp.OutRsts"}},
+		{kindSYN, family[string]{"Tcp.OutSegs", "Tcp.OutSegs"}},
+		{kindUDP, family[string]{"Udp.NoPorts", "Udp6NoPorts"}},
+		{kindICMP, family[string]{"Icmp.OutEchoReps", "Icmp6OutEchoReplies"}},
+		{kindFragments, family[string]{"Ip.ReasmOKs", "Ip6ReasmOKs"}},
+	} {
+		for _, version := range []int{4, 6} {
+			name := fmt.Sprintf("%s IPv%d", c.kind, version)
+			before := statistics(t, n.host)
+			attack, err := act(t.Context(), n.world, roleFlood, floodOrder{
+				Interface: n.worldLink, NotIn: n.outside, From: n.worldMAC.String(), To: n.hostMAC.String(),
+				Kind: c.kind, Version: version, Sources: few, Seed: 1, Rate: 10_000, Duration: 200 * time.Millisecond,
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var report floodReport
+			if err := attack.report(&report); err != nil {
+				t.Fatal(err)
+			}
+			if report.Sent < 200 || report.Sent > 2100 {
+				t.Errorf("%s: %d packets in 0.2 s at 10,000/s", name, report.Sent)
+			}
+			after := statistics(t, n.host)
+			counter := c.counter.of(version)
+			took := after[counter] - before[counter]
+			if min := report.Sent * 4 / 10; took < min { // two fragments are one datagram
+				t.Errorf("%s: of %d packets %d are in %s", name, report.Sent, took, counter)
+			}
+			for _, bad := range []string{"Tcp.InErrs", "Udp.InCsumErrors", "Ip.InHdrErrors", "Ip6InHdrErrors", "Icmp.InCsumErrors", "Icmp6InCsumErrors"} {
+				if after[bad] != before[bad] {
+					t.Errorf("%s: %s is %d", name, bad, after[bad]-before[bad])
+				}
+			}
+		}
+	}
+}
+
+// statistics reads the kernel's counters of a namespace: Udp.NoPorts, Udp6NoPorts.
+func statistics(t *testing.T, s *space) map[string]uint64 {
+	t.Helper()
+	all := map[string]uint64{}
+	err := s.do(func() error {
+		four, err := os.ReadFile("/proc/thread-self/net/snmp")
+		if err != nil {
+			return err
+		}
+		lines := strings.Split(strings.TrimSpace(string(four)), "\n")
+		for i := 0; i+1 < len(lines); i += 2 {
+			names, values := strings.Fields(lines[i]), strings.Fields(lines[i+1])
+			for j := 1; j < len(names); j++ {
+				all[strings.TrimSuffix(names[0], ":")+"."+names[j]], _ = strconv.ParseUint(values[j], 10, 64)
+			}
+		}
+		six, err := os.ReadFile("/proc/thread-self/net/snmp6")
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(string(six)) {
+			if f := strings.Fields(line); len(f) == 2 {
+				all[f[0]], _ = strconv.ParseUint(f[1], 10, 64)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
 }
 
 func TestBotnet(t *testing.T) {

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/binary"
 	"fmt"
+	"math/bits"
 	"net"
 	"net/netip"
 )
@@ -16,7 +17,7 @@ const (
 	kindSYN       kind = "syn"       // the opening of a TCP connection that is never completed
 	kindUDP       kind = "udp"       // a datagram to a port where nobody listens: an ICMP error
 	kindICMP      kind = "icmp"      // an echo request: answered
-	kindFragments kind = "fragments" // a first fragment whose others never come: kept and waited for
+	kindFragments kind = "fragments" // a datagram in two parts: kept, waited for and put together
 )
 
 const (
@@ -26,24 +27,25 @@ const (
 	serverPort = 80
 	closedPort = 9
 
-	etherIPv4, etherIPv6        = 0x0800, 0x86dd
-	protoICMP, protoTCP         = 1, 6
-	protoUDP, protoICMPv6       = 17, 58
-	protoFragment               = 44
-	echoRequest4, echoRequest6  = 8, 128
-	flagSYN, flagACK            = 0x02, 0x10
-	moreFragments4, morefrags6  = 0x2000, 0x0001
-	checksumTCP, checksumUDP    = 16, 6
-	checksumICMP, headerOfFrags = 2, 8
+	etherIPv4, etherIPv6           = 0x0800, 0x86dd
+	protoICMP, protoTCP            = 1, 6
+	protoUDP, protoICMPv6          = 17, 58
+	protoFragment                  = 44
+	echoRequest4, echoRequest6     = 8, 128
+	flagSYN, flagACK               = 0x02, 0x10
+	moreFragments4, moreFragments6 = 0x2000, 0x0001
+	checksumTCP, checksumUDP       = 16, 6
+	checksumICMP, headerOfFrags    = 2, 8
 )
 
 // frame is the pattern of a flood's packets: what stays the same in all of them, and where the rest
-// goes. Source address, source port, identification and checksums are 0.
+// goes. Source address, source port, part and checksums are 0.
 type frame struct {
 	bytes        []byte
-	portOffset   int // 0: none
-	idOffset     int // 0: none
-	checkOffset  int // 0: none
+	portOffset   int       // 0: none
+	partOffset   int       // 0: none
+	parts        [2]uint16 // in network order
+	checkOffset  int       // 0: none
 	pseudo       bool
 	headerSum    uint32
 	transportSum uint32
@@ -85,8 +87,8 @@ func (f *frame) transport(k kind, version int) (b []byte, protocol byte) {
 		binary.BigEndian.PutUint16(b[2:], closedPort)
 		binary.BigEndian.PutUint16(b[4:], uint16(len(b)))
 		f.checkOffset, protocol = checksumUDP, protoUDP
-		if k == kindFragments { // the datagram that is never whole is longer than this part
-			binary.BigEndian.PutUint16(b[4:], 1400)
+		if k == kindFragments { // two such parts are the datagram; without a checksum
+			binary.BigEndian.PutUint16(b[4:], uint16(2*len(b)))
 			f.checkOffset = 0
 		}
 	case kindICMP:
@@ -109,8 +111,8 @@ func (f *frame) network4(k kind, transport []byte, protocol byte) {
 	ip[0], ip[8], ip[9] = 0x45, 64, protocol
 	binary.BigEndian.PutUint16(ip[2:], uint16(len(ip)+len(transport)))
 	if k == kindFragments {
-		binary.BigEndian.PutUint16(ip[6:], moreFragments4)
-		f.idOffset = ethLength + 4
+		f.partOffset = ethLength + 6
+		f.parts = [2]uint16{bits.ReverseBytes16(moreFragments4), bits.ReverseBytes16(uint16(len(transport) / 8))}
 	}
 	copy(ip[16:], serverAddrs.four.AsSlice())
 	f.headerSum = sum(0, ip)
@@ -127,8 +129,9 @@ func (f *frame) network6(k kind, transport []byte, protocol byte) {
 	start := ethLength + ip6Length
 	if k == kindFragments {
 		ip[6] = protoFragment
-		transport = append([]byte{protocol, 0, 0, morefrags6, 0, 0, 0, 0}, transport...)
-		f.idOffset = start + 4
+		f.partOffset = start + 2
+		f.parts = [2]uint16{bits.ReverseBytes16(moreFragments6), bits.ReverseBytes16(uint16(len(transport)))}
+		transport = append([]byte{protocol, 0, 0, 0, 0, 0, 0, 1}, transport...)
 		start += headerOfFrags
 	}
 	binary.BigEndian.PutUint16(ip[4:], uint16(len(transport)))
@@ -143,7 +146,7 @@ func (f *frame) place(k kind, start int) {
 	if f.checkOffset != 0 {
 		f.checkOffset += start
 	}
-	if k != kindICMP {
+	if k != kindICMP && k != kindFragments {
 		f.portOffset = start
 	}
 }

@@ -54,23 +54,15 @@ func TestShieldHolds(t *testing.T) {
 // promptly is within what time of the answer a ban must begin, and of its expiry end.
 const promptly = 10 * time.Millisecond
 
-// problems says in what a result is not what it should be. The bounds are generous: a few
-// milliseconds more are forgiven to the median.
+// problems says in what a result is not what it should be.
 func (r result) problems() (problems []string) {
-	calm := map[string]time.Duration{}
-	for _, w := range r.Calm {
-		calm[w.Family] = w.With.Client.Median
-	}
 	for _, w := range r.Rows {
 		name := w.Scenario + " " + w.Family + ": "
 		if !w.harmed(r) {
 			problems = append(problems, name+"no harm without the shield")
 		}
-		if w.With.Client.success() < wantSuccess {
-			problems = append(problems, name+"answered "+percent(w.With.Client.success()))
-		}
-		if m := w.With.Client.Median; m > max(2*calm[w.Family], calm[w.Family]+2*time.Millisecond) {
-			problems = append(problems, name+"median "+m.String()+", in calm "+calm[w.Family].String())
+		if calm := r.calm(w.Family).With; !fine(w.With.Client, calm.Client) {
+			problems = append(problems, name+w.With.String()+"; in calm: "+calm.String())
 		}
 		reason := map[remedy]string{nothing: "penalty", banList: "banned", emergency: "limit_aggregate"}[w.scenario.remedy]
 		if dropped := w.With.Dropped[reason]; float64(dropped) < 0.9*float64(w.With.Flood.Sent) {

@@ -27,7 +27,7 @@ const (
 // maxTime is what the lab allows itself by default; it ends then, done or not.
 const maxTime = 58 * time.Second
 
-const defaultDuration = 750 * time.Millisecond
+const defaultDuration = 600 * time.Millisecond
 
 func main() {
 	asRole()
@@ -78,6 +78,9 @@ client of that server sees. Needs root; touches nothing outside of its own names
 
 	res, err := runBounded(ctx, o)
 	if err != nil {
+		if part := res.finished(); len(part.Rows) > 0 && !*asJSON && ctx.Err() == nil {
+			fmt.Fprintf(stdout, "\n%s", part)
+		}
 		fmt.Fprintln(stderr, "lab:", err)
 		return exitCode(ctx, err)
 	}

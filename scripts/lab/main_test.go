@@ -113,10 +113,16 @@ func TestReport(t *testing.T) {
 		Timings: []timing{{Family: "IPv4", Killed: true, Begins: -time.Millisecond, Ends: 300 * time.Microsecond}},
 		Notes:   []string{"one CPU alone"},
 	}
+	res.Rows = append(res.Rows, row{Scenario: "fragments", Family: "IPv6", scenario: known[4],
+		Without: measurement{Client: client(1, time.Millisecond), Flood: floodReport{900000, 1}},
+		With: measurement{Client: client(1, time.Millisecond), Flood: floodReport{1400000, 1},
+			Dropped: map[string]uint64{"penalty": 1390000, "limit_fragments": 32}, Passed: 1000}})
+	res.Calm = append(res.Calm, row{Scenario: "no flood", Family: "IPv6", Without: measurement{Client: client(1, time.Millisecond)},
+		With: measurement{Client: client(1, time.Millisecond)}})
 	text := res.String()
 	for _, want := range []string{
 		"30 %", "> 1 s", "99 % │ 0.7 ms", "99 % penalty, limit_packets", "600k/400k", "75 % limit_aggregate",
-		"The shield held", "1 of 2 floods hurt", "kill -9 of the daemon", "-1.0 ms", "got 2 %", "Note: one CPU alone.",
+		"The shield held", "1 of 3 floods hurt", "kill -9 of the daemon", "-1.0 ms", "got 2 %", "Note: one CPU alone.",
 		"its source sends more packets than its limit",
 	} {
 		if !strings.Contains(text, want) {

@@ -122,9 +122,9 @@ func (p *probe) end() (shut, open time.Time, err error) {
 type timing struct {
 	Family   string        `json:"family"`
 	Killed   bool          `json:"daemon_killed"` // kill -9 while the ban stood
-	Begins   time.Duration `json:"answer_to_first_drop"`
-	Ends     time.Duration `json:"expiry_to_first_pass"`
-	Answered time.Duration `json:"request_to_answer"` // the whole command
+	Begins   time.Duration `json:"answer_to_first_drop_ns"`
+	Ends     time.Duration `json:"expiry_to_first_pass_ns"`
+	Answered time.Duration `json:"request_to_answer_ns"` // the whole command
 }
 
 // timeBan bans the probes' sources for a while and measures when that begins and ends; with kill,

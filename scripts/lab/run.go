@@ -20,7 +20,7 @@ type options struct {
 }
 
 const (
-	clientRate    = 200 // requests per second
+	clientRate    = 250 // requests per second
 	strangerRate  = 50
 	clientTimeout = time.Second
 	// A flood is this old when the client begins: the first second's worth that each source has
@@ -61,9 +61,10 @@ type result struct {
 	Rows    []row         `json:"floods"`
 	Timings []timing      `json:"timings"`
 	Bans    int           `json:"bans"` // in the botnet's list, and how long the push took
-	Push    time.Duration `json:"push"`
+	Push    time.Duration `json:"push_ns"`
 	Notes   []string      `json:"notes"`
-	Took    time.Duration `json:"took"`
+	Took    time.Duration `json:"took_ns"`
+	Held    bool          `json:"held"`
 }
 
 // run is the lab, from nothing to nothing.
@@ -112,6 +113,7 @@ func run(ctx context.Context, o options) (res result, err error) {
 		return res, err
 	}
 	res.Took = time.Since(begun)
+	res.Held = res.held()
 	return res, nil
 }
 
@@ -162,7 +164,7 @@ func (l *lab) prepare(ctx context.Context, r remedy, res *result) error {
 		return err
 	}
 	res.Bans, res.Push = len(list), time.Since(begun)
-	l.Progress("  %d bans pushed in %s", res.Bans, res.Push.Round(10*time.Millisecond))
+	l.Progress("  %-9s       a list of %d bans: on disk and in force %.1f s after the command began", "botnet", res.Bans, res.Push.Seconds())
 	return nil
 }
 
@@ -274,8 +276,8 @@ func (l *lab) timeBans(ctx context.Context, res *result) error {
 			return err
 		}
 		for _, t := range timings {
-			l.Progress("  a ban, %s%s: dropped %s after the answer, passed %s after its end",
-				t.Family, map[bool]string{true: ", kill -9 in between"}[kill], t.Begins, t.Ends)
+			l.Progress("  %-9s %s  first drop %s after the answer, first pass %s after its end",
+				map[bool]string{false: "a ban", true: "kill -9"}[kill], t.Family, millis(t.Begins), millis(t.Ends))
 		}
 		res.Timings = append(res.Timings, timings...)
 		if kill {

@@ -30,7 +30,7 @@ const (
 )
 
 // config is what the daemon is started with. Limits like these do for an API: a client that opens
-// 200 connections a second, as the lab's does, stays well below them.
+// 250 connections a second, as the lab's does, stays well below them.
 var config = template.Must(template.New("levee.yaml").Parse(`# The lab's configuration.
 interfaces:
   - {name: {{.Interface}}, mode: native}
@@ -254,7 +254,7 @@ type banAnswer struct {
 
 // ban bans prefixes for a while.
 func (s *shield) ban(ctx context.Context, length time.Duration, prefixes []netip.Prefix) (banAnswer, error) {
-	args := []string{"ban", "--for", length.String(), "--reason", "lab", "-o", "json"}
+	args := []string{"ban", "--for", length.String(), "--reason", "lab", "--output", "json"}
 	for _, p := range prefixes {
 		args = append(args, p.String())
 	}
@@ -287,8 +287,9 @@ func (s *shield) banList(ctx context.Context, addrs []netip.Addr) error {
 // shares a small rate with all of its /8 (IPv6: /16). It drops most of the flood, and most of the
 // strangers with it: by address, nobody can tell them apart.
 func (s *shield) emergency(ctx context.Context) error {
-	_, _, err := s.command(ctx, nil, "limit", "set", "default", "--packets", "5k/s", "--syn", "500/s",
-		"--aggregate", "100/s", "--aggregate-ipv4", "8", "--aggregate-ipv6", "16", "--aggregate-always")
+	_, _, err := s.command(ctx, nil, "limit", "set", "emergency", "--service", "tcp",
+		"--packets", "5k/s", "--syn", "500/s", "--penalty", "10s",
+		"--aggregate", "100/s", "--aggregate4", "8", "--aggregate6", "16", "--aggregate-always")
 	return err
 }
 
