@@ -18,7 +18,8 @@ type Config struct {
 	// Prefix gives random addresses: of IPv6 the first 64 bits are drawn and the rest stays as the
 	// frame has it. Checksums are not mended, for the data plane does not look at them.
 	Prefix netip.Prefix
-	// List gives its addresses in order, over and over. Each CPU walks it on its own.
+	// List gives its addresses in order, over and over. Each CPU walks it on its own, so who counts
+	// keeps the thread on one: a run can move to another CPU in its middle.
 	List []netip.Addr
 }
 
