@@ -306,9 +306,17 @@ func (a *app) narrow() bool {
 	return columns > 0 && columns < 100
 }
 
-// line writes a line of the answer, cleaned.
+// line writes a sentence of the answer, cleaned, and wrapped where the terminal is narrow.
 func (a *app) line(format string, args ...any) {
-	fmt.Fprintln(a.stdout, clean(fmt.Sprintf(format, args...)))
+	whole := clean(fmt.Sprintf(format, args...))
+	sentence := strings.TrimLeft(whole, " ")
+	indent := whole[:len(whole)-len(sentence)]
+	if columns := a.width() - len(indent); columns > 0 && text.StringWidth(sentence) > columns {
+		sentence = text.WrapSoft(sentence, columns)
+	}
+	for part := range strings.SplitSeq(sentence, "\n") {
+		fmt.Fprintln(a.stdout, strings.TrimRight(indent+part, " "))
+	}
 }
 
 // heading writes a heading.
