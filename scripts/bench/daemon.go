@@ -38,7 +38,7 @@ const (
 
 // daemonRows times the daemon, through its socket.
 func (b *bench) daemonRows(ctx context.Context, dir, list string) error {
-	d := &daemon{binary: b.config.daemon, dir: dir, root: fmt.Sprintf("/sys/fs/bpf/levee-bench-%d", os.Getpid())}
+	d := &daemon{binary: b.daemon, dir: dir, root: fmt.Sprintf("/sys/fs/bpf/levee-bench-%d", os.Getpid())}
 	if d.binary == "" {
 		d.binary = filepath.Join(dir, "levee")
 		build := exec.CommandContext(ctx, "go", "build", "-o", d.binary, "github.com/levee-xdp/levee/cmd/levee")
@@ -71,7 +71,7 @@ func (b *bench) daemonRows(ctx context.Context, dir, list string) error {
 	}
 	const batch = 10_000
 	for chunk := range slices.Chunk(prefixes, batch) {
-		if _, err := d.ban(ctx, chunk...); err != nil {
+		if err := d.ban(ctx, chunk...); err != nil {
 			return err
 		}
 	}
@@ -161,19 +161,19 @@ func (d *daemon) stop() {
 }
 
 // ban asks for bans, and fails if all were refused.
-func (d *daemon) ban(ctx context.Context, prefixes ...netip.Prefix) (int, error) {
+func (d *daemon) ban(ctx context.Context, prefixes ...netip.Prefix) error {
 	request := state.BanRequest{Bans: make([]state.BanItem, len(prefixes))}
 	for i, p := range prefixes {
 		request.Bans[i] = state.BanItem{Prefix: p.String(), Reason: "benchmark"}
 	}
 	answer, err := d.client.Ban(ctx, request)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	if answer.Done == 0 {
-		return 0, errors.New("all bans were refused")
+		return errors.New("all bans were refused")
 	}
-	return answer.Done, nil
+	return nil
 }
 
 // latencies are times of requests in ms, sorted, and how many a second there were.
@@ -198,7 +198,7 @@ func (d *daemon) times(ctx context.Context, callers, count int) (latencies, erro
 			for i := range count / callers {
 				addr := netip.AddrFrom4([4]byte{100, 64 + byte(callers), byte(caller*16 + i/256), byte(i)})
 				begin := time.Now()
-				_, err := d.ban(ctx, netip.PrefixFrom(addr, 32))
+				err := d.ban(ctx, netip.PrefixFrom(addr, 32))
 				took := time.Since(begin)
 				mu.Lock()
 				all.ms = append(all.ms, took.Seconds()*1000)

@@ -283,8 +283,7 @@ func (w *wire) nftables(v6 bool, bans []netip.Prefix) error {
 		fmt.Fprintf(&text, "%s,\n", p)
 	}
 	fmt.Fprintf(&text, "}\n }\n chain in {\n type filter hook ingress device %s priority 0;\n %s @banned counter drop\n }\n}\n", w.toName, match)
-	_, err := w.to.command(text.String(), "nft", "-f", "-")
-	return err
+	return w.to.command(text.String(), "nft", "-f", "-")
 }
 
 func (w *wire) ipset(v6 bool, bans []netip.Prefix) error {
@@ -297,16 +296,15 @@ func (w *wire) ipset(v6 bool, bans []netip.Prefix) error {
 	for _, p := range bans {
 		fmt.Fprintf(&text, "add banned %s\n", p)
 	}
-	if _, err := w.to.command(text.String(), "ipset", "restore"); err != nil {
+	if err := w.to.command(text.String(), "ipset", "restore"); err != nil {
 		return err
 	}
-	_, err := w.to.command("", iptables, "-t", "raw", "-A", "PREROUTING", "-m", "set", "--match-set", "banned", "src", "-j", "DROP")
-	return err
+	return w.to.command("", iptables, "-t", "raw", "-A", "PREROUTING", "-m", "set", "--match-set", "banned", "src", "-j", "DROP")
 }
 
 // xdpFilter loads it with as many addresses as it holds, and says which. It knows no prefixes.
 func (w *wire) xdpFilter(v6 bool, banned []netip.Addr) ([]netip.Addr, error) {
-	if _, err := w.to.command("", "xdp-filter", "load", w.toName, "-m", "native", "-f", "ipv4,ipv6", "-p", "allow"); err != nil {
+	if err := w.to.command("", "xdp-filter", "load", w.toName, "-m", "native", "-f", "ipv4,ipv6", "-p", "allow"); err != nil {
 		return nil, err
 	}
 	path := "/sys/fs/bpf/xdp-filter/filter_ipv4"

@@ -179,6 +179,7 @@ func (b *bench) probe(w *wrappers, target *ebpf.Program, v6 bool, src source) (*
 	packet, _ := newFrame(v6)
 	p := &probe{name: src.name, program: wrapped, packet: packet}
 	switch src.draw {
+	case drawFixed:
 	case drawRandom:
 		p.warm = bpf.DefaultSizes().Sources * 3
 	case drawSequence, drawShuffle:

@@ -69,18 +69,16 @@ func (s *space) do(f func() error) error {
 }
 
 // command runs a program inside the space.
-func (s *space) command(stdin, name string, args ...string) (string, error) {
-	var out []byte
-	err := s.do(func() (err error) {
+func (s *space) command(stdin, name string, args ...string) error {
+	return s.do(func() error {
 		c := exec.Command(name, args...)
 		c.Stdin = strings.NewReader(stdin)
-		out, err = c.CombinedOutput()
+		out, err := c.CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, lastLine(string(out)))
 		}
 		return nil
 	})
-	return string(out), err
 }
 
 func lastLine(text string) string {
