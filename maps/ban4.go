@@ -285,34 +285,23 @@ const (
 	repaired
 )
 
-// put makes a prefix wanted. It returns false, and changes nothing, if a slot finds no room: all
-// places are found before any is written. There are at most eight in the table; wide ones are
-// always there.
+// put makes a prefix wanted. It returns false, and changes nothing, if a slot finds no room.
 func (b *ban4) put(addr uint32, length int, v content) (change, bool) {
 	v.length, v.round = uint8(length), b.round
 	c := classOf(length)
-	n := 1 << (c.bits() - length)
 	first := b.locate(c, addr, nil)
 	if first.at < 0 {
 		return kept, false
 	}
-	places := [8]place{first}
-	for i := 1; i < n && c != classWide; i++ {
-		p := b.locate(c, addr+uint32(i)<<(4*c), places[:i])
-		if p.at < 0 {
-			return kept, false
-		}
-		places[i] = p
-	}
-
 	old, was := b.kept(first, length)
-	wrote := b.offer(first, v)
-	for i := 1; i < n; i++ {
-		if c == classWide {
-			wrote = b.offer(b.locate(c, addr+uint32(i)<<16, nil), v) || wrote
-		} else {
-			wrote = b.offer(places[i], v) || wrote
-		}
+	wrote, ok := false, true
+	if length == c.bits() {
+		wrote = b.offer(first, v)
+	} else {
+		wrote, ok = b.spread(first, v)
+	}
+	if !ok {
+		return kept, false
 	}
 	if !was {
 		b.lengths[length]++
@@ -321,6 +310,30 @@ func (b *ban4) put(addr uint32, length int, v content) (change, bool) {
 		b.setBeside(addr, length, v)
 	}
 	return changeOf(was, old.same(v), wrote), true
+}
+
+// spread offers a prefix to all of its slots. All places are found before any is written: there are
+// at most eight in the table, and wide ones are always there.
+func (b *ban4) spread(first place, v content) (wrote, ok bool) {
+	c, n := first.class, 1<<(first.class.bits()-int(v.length))
+	if c == classWide {
+		for i := range n {
+			wrote = b.offer(b.locate(c, first.key+uint32(i)<<16, nil), v) || wrote
+		}
+		return wrote, true
+	}
+	places := [8]place{first}
+	for i := 1; i < n; i++ {
+		p := b.locate(c, first.key+uint32(i)<<(4*c), places[:i])
+		if p.at < 0 {
+			return false, false
+		}
+		places[i] = p
+	}
+	for _, p := range places[:n] {
+		wrote = b.offer(p, v) || wrote
+	}
+	return wrote, true
 }
 
 func changeOf(was, same, wrote bool) change {
