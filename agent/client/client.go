@@ -257,7 +257,8 @@ func (c *Client) call(ctx context.Context, method, path string, query url.Values
 		return nil
 	}
 	if err := json.Unmarshal(text, out); err != nil {
-		return fmt.Errorf("%s %s: the answer can't be read: %v", method, path, err)
+		// Not wrapped: that a value of the daemon's makes no sense is no error of who asked.
+		return fmt.Errorf("%s %s: the answer can't be read: %s", method, path, err.Error())
 	}
 	return nil
 }

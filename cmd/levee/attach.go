@@ -109,7 +109,7 @@ func (a *app) detachCommand() *cobra.Command {
 		Long: `Take the shield off interfaces. Where no daemon answers, what is pinned in the kernel is taken down
 directly; that needs root. With --all and no daemon, the kernel's tables go, too: bans, allow entries
 and limits are kept in the daemon's state, and return when it starts.`,
-		Args: func(cmd *cobra.Command, args []string) error {
+		Args: func(_ *cobra.Command, args []string) error {
 			if all != (len(args) == 0) {
 				return errors.New("name the interfaces, or --all, and not both")
 			}
@@ -238,13 +238,13 @@ func (r *pinnedRoot) path() (string, error) {
 		return r.bpffs, nil
 	}
 	c, err := config.Load(r.config)
-	switch {
-	case err != nil && r.config != "":
-		return "", err
-	case err != nil:
+	if err == nil {
+		return c.BPFFS, nil
+	}
+	if r.config == "" {
 		return agent.PinnedRoot, nil
 	}
-	return c.BPFFS, nil
+	return "", err
 }
 
 // pinned is what works without a daemon.

@@ -101,7 +101,7 @@ The prefix is that of the ban: to let a single address of a banned network pass,
 		Example: `  levee unban 203.0.113.7
   levee unban 198.51.100.0/24 --all
   levee unban --everything --origin feed:mine`,
-		Args: func(cmd *cobra.Command, args []string) error {
+		Args: func(_ *cobra.Command, args []string) error {
 			if f.everything != (len(args) == 0) {
 				return errors.New("name the prefixes, or --everything, and not both")
 			}

@@ -531,7 +531,7 @@ func (a *app) limitBlock(l *state.LimitView) {
 	g.indent = "  "
 	g.row("for", boundTo(&l.Limit))
 	some := false
-	for _, t := range l.LimitSpec.Thresholds() {
+	for _, t := range l.Thresholds() {
 		if t.Threshold != nil {
 			some = true
 			g.row(t.Name, threshold(*t.Threshold))

@@ -39,21 +39,7 @@ func short(f float64) string {
 	return "?"
 }
 
-// perSecond writes a rate; nothing is a dash.
-func perSecond(f float64) string {
-	if f == 0 {
-		return "–"
-	}
-	return short(f) + "/s"
-}
-
-func bitRate(f float64) string {
-	if f == 0 {
-		return "–"
-	}
-	return short(f) + "bit/s"
-}
-
+// bytesOf writes an amount of bytes.
 func bytesOf(n uint64) string {
 	f := float64(n)
 	for _, unit := range []string{"B", "KiB", "MiB", "GiB", "TiB", "PiB"} {
@@ -81,8 +67,8 @@ func span(d time.Duration) string {
 	var b strings.Builder
 	parts := 0
 	for _, u := range units {
-		n := d / u.unit
-		d -= n * u.unit
+		n := int64(d / u.unit)
+		d %= u.unit
 		if n > 0 {
 			fmt.Fprintf(&b, "%d%s", n, u.name)
 		}

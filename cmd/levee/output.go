@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"io"
 	"strconv"
 	"strings"
 	"unicode"
@@ -320,4 +319,4 @@ func (a *app) line(format string, args ...any) {
 }
 
 // heading writes a heading.
-func (a *app) heading(s string) { io.WriteString(a.stdout, "\n"+a.paint(bold, s)+"\n") }
+func (a *app) heading(s string) { fmt.Fprintf(a.stdout, "\n%s\n", a.paint(bold, s)) }

@@ -24,7 +24,7 @@ type app struct {
 // execute runs one command line and returns what to exit with.
 func execute(ctx context.Context, env *environment, args []string) int {
 	a := &app{environment: env}
-	root := a.root()
+	root := a.root() //nolint:contextcheck // cobra hands the context on
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
