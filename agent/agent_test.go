@@ -593,7 +593,7 @@ func TestBadRequests(t *testing.T) {
 		{"POST", "/v1/bans", `{"bans":` + strings.Repeat("[", 2000), 400, "nested deeper"},
 		{"POST", "/v1/bans", `{"bans":[{"prefix":"192.0.2.9"}]} {}`, 400, ""},
 		{"POST", "/v1/bans", `{"bans":[` + strings.Repeat(`{"prefix":"192.0.2.9"},`, 10000) + `{"prefix":"192.0.2.9"}]}`, 422, "10000"},
-		{"POST", "/v1/bans", strings.Repeat(" ", 9<<20), 413, "too large"},
+		{"POST", "/v1/bans", strings.Repeat(" ", 8<<20+1000), 413, "too large"},
 		{"GET", "/v1/bans?limit=0", ``, 422, "limit"},
 		{"GET", "/v1/bans?limit=x", ``, 422, "limit"},
 		{"GET", "/v1/bans?after=x", ``, 422, "cursor"},
@@ -661,4 +661,44 @@ func TestSocket(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	d.start()
+}
+
+// The comparison of the whole never falls between a change of the state and its way into the kernel.
+func TestNoFalseDrift(t *testing.T) {
+	k := newFakeKernel()
+	k.room = 1 << 20
+	c := config.Default()
+	dir := t.TempDir()
+	c.State.Path, c.Lock, c.Metrics.Listen = filepath.Join(dir, "state.db"), filepath.Join(dir, "lock"), ""
+	e, _, err := start(t.Context(), &Options{Config: c, Kernel: k, Stderr: io.Discard})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.close()
+	var wg sync.WaitGroup
+	for g := range 4 {
+		wg.Go(func() {
+			for i := range 20 {
+				var r state.BanRequest
+				for j := range 50 {
+					r.Bans = append(r.Bans, state.BanItem{Prefix: fmt.Sprintf("10.%d.%d.%d", g, i, j), For: "10ms"})
+				}
+				if _, err := e.Ban("root", r); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	changing := make(chan struct{})
+	go func() { wg.Wait(); close(changing) }()
+	for {
+		if done, err := e.reconciler.Sync(); err != nil || done.Drift != 0 {
+			t.Fatalf("%+v, %v", done, err)
+		}
+		select {
+		case <-changing:
+			return
+		default:
+		}
+	}
 }

@@ -133,21 +133,13 @@ func (e *engine) unbanOrigin(origin state.Origin, all bool) (state.BanResponse, 
 // propose takes proposals to the state and to the kernel, and puts their answers at their places.
 // What the kernel does not take is taken back from the state.
 func (e *engine) propose(proposals []state.Proposal, places []int, results []state.BanResult) (state.BanResponse, error) {
-	outcomes, err := e.state.Propose(proposals)
+	var outcomes []state.Outcome
+	err := e.reconciler.Change(func() (err error) {
+		outcomes, err = e.decide(proposals)
+		return err
+	})
 	if err != nil {
 		return state.BanResponse{}, err
-	}
-	var prefixes []netip.Prefix
-	var of []int
-	for i := range outcomes {
-		if s := outcomes[i].Status; s != state.StatusRefused && s != state.StatusUnchanged {
-			prefixes, of = append(prefixes, outcomes[i].Prefix), append(of, i)
-		}
-	}
-	if failed := e.reconciler.Apply(prefixes); failed != nil {
-		if err := e.takeBack(outcomes, of, failed); err != nil {
-			return state.BanResponse{}, err
-		}
 	}
 	r := state.BanResponse{Bans: results}
 	for i := range outcomes {
@@ -162,6 +154,25 @@ func (e *engine) propose(proposals []state.Proposal, places []int, results []sta
 		}
 	}
 	return r, nil
+}
+
+// decide takes proposals to the state, and what it grants to the kernel.
+func (e *engine) decide(proposals []state.Proposal) ([]state.Outcome, error) {
+	outcomes, err := e.state.Propose(proposals)
+	if err != nil {
+		return nil, err
+	}
+	var prefixes []netip.Prefix
+	var of []int
+	for i := range outcomes {
+		if s := outcomes[i].Status; s != state.StatusRefused && s != state.StatusUnchanged {
+			prefixes, of = append(prefixes, outcomes[i].Prefix), append(of, i)
+		}
+	}
+	if failed := e.reconciler.Apply(prefixes); failed != nil {
+		return outcomes, e.takeBack(outcomes, of, failed)
+	}
+	return outcomes, nil
 }
 
 // takeBack undoes in the state what the kernel has refused.
@@ -226,12 +237,18 @@ func (e *engine) Unallow(r state.UnallowRequest) (state.AllowResponse, error) {
 func (e *engine) proposeAllows(prefixes []string, proposals []state.AllowProposal) (state.AllowResponse, error) {
 	e.settings.Lock()
 	defer e.settings.Unlock()
-	outcomes, err := e.state.ProposeAllows(proposals)
+	var outcomes []state.AllowOutcome
+	err := e.reconciler.Change(func() (err error) {
+		if outcomes, err = e.state.ProposeAllows(proposals); err != nil {
+			return err
+		}
+		if err := e.reconciler.SyncAllows(); err != nil {
+			return errors.Join(err, e.state.RevertAllows(outcomes), e.reconciler.SyncAllows())
+		}
+		return nil
+	})
 	if err != nil {
 		return state.AllowResponse{}, err
-	}
-	if err := e.reconciler.SyncAllows(); err != nil {
-		return state.AllowResponse{}, errors.Join(err, e.state.RevertAllows(outcomes), e.reconciler.SyncAllows())
 	}
 	r := state.AllowResponse{Allow: make([]state.AllowResult, len(outcomes))}
 	for i, o := range outcomes {
@@ -255,18 +272,24 @@ func (e *engine) Allows() []state.Allow { return e.state.Allows() }
 func (e *engine) SetLimit(actor, name string, spec state.LimitSpec) (state.LimitView, error) {
 	e.settings.Lock()
 	defer e.settings.Unlock()
-	_, before, err := e.state.SetLimit(name, spec, actor)
-	if err != nil {
-		return state.LimitView{}, err
-	}
-	if err := e.reconciler.SyncLimits(); err != nil {
+	err := e.reconciler.Change(func() error {
+		_, before, err := e.state.SetLimit(name, spec, actor)
+		if err != nil {
+			return err
+		}
+		if err = e.reconciler.SyncLimits(); err == nil {
+			return nil
+		}
 		var undo error
 		if before != nil {
 			_, _, undo = e.state.SetLimit(name, *before, actor)
 		} else {
 			undo = e.state.RemoveLimit(name)
 		}
-		return state.LimitView{}, errors.Join(err, undo, e.reconciler.SyncLimits())
+		return errors.Join(err, undo, e.reconciler.SyncLimits())
+	})
+	if err != nil {
+		return state.LimitView{}, err
 	}
 	return e.Limit(name)
 }
@@ -275,10 +298,12 @@ func (e *engine) SetLimit(actor, name string, spec state.LimitSpec) (state.Limit
 func (e *engine) RemoveLimit(name string) error {
 	e.settings.Lock()
 	defer e.settings.Unlock()
-	if err := e.state.RemoveLimit(name); err != nil {
-		return err
-	}
-	return e.reconciler.SyncLimits()
+	return e.reconciler.Change(func() error {
+		if err := e.state.RemoveLimit(name); err != nil {
+			return err
+		}
+		return e.reconciler.SyncLimits()
+	})
 }
 
 // Attach shields an interface, now and after a restart.
@@ -402,8 +427,7 @@ func (e *engine) Reload() error {
 			Detail: "differs and takes a restart of the daemon to change; nothing was changed. The shield stands during a restart"}
 	}
 	if err := e.configure(before, next); err != nil {
-		undo := e.configure(next, before)
-		return errors.Join(err, undo)
+		return errors.Join(err, e.configure(next, before))
 	}
 	e.config.Store(next)
 	e.log.Info("the configuration was read again and is in force")
@@ -412,10 +436,13 @@ func (e *engine) Reload() error {
 
 // configure brings everything from one configuration to another.
 func (e *engine) configure(from, to *config.Config) error {
-	if err := e.state.Configure(to.Configured()); err != nil {
-		return err
-	}
-	if err := errors.Join(e.reconciler.SyncLimits(), e.reconciler.SyncAllows(), e.control(to)); err != nil {
+	err := e.reconciler.Change(func() error {
+		if err := e.state.Configure(to.Configured()); err != nil {
+			return err
+		}
+		return errors.Join(e.reconciler.SyncLimits(), e.reconciler.SyncAllows(), e.control(to))
+	})
+	if err != nil {
 		return err
 	}
 	for _, i := range to.Interfaces {

@@ -61,9 +61,10 @@ type Config struct {
 // Reconciler writes the tables. It is safe for concurrent use.
 type Reconciler struct {
 	Config
-	mu   sync.Mutex // held while the tables are written
-	wake chan struct{}
-	last atomic.Pointer[state.Reconciled]
+	flight sync.RWMutex // read: a change is on its way from the state to the kernel
+	mu     sync.Mutex   // held while the tables are written
+	wake   chan struct{}
+	last   atomic.Pointer[state.Reconciled]
 }
 
 // New returns a Reconciler. Nothing is written yet.
@@ -90,6 +91,14 @@ func (r *Reconciler) String() string { return "reconcile" }
 
 // Last returns what the last comparison of the whole found.
 func (r *Reconciler) Last() state.Reconciled { return *r.last.Load() }
+
+// Change runs a change of the state and what applies it to the kernel as one: a comparison of the
+// whole never falls between the two, and so finds no difference that is none.
+func (r *Reconciler) Change(f func() error) error {
+	r.flight.RLock()
+	defer r.flight.RUnlock()
+	return f()
+}
 
 // Apply brings the bans of prefixes up to date. The errors stand at their prefixes' places; nil if
 // all went well. It reads what is in force when its turn comes, so calls may come in any order.
@@ -205,6 +214,8 @@ func kernelRate(t state.Threshold) maps.Rate {
 
 // Sync compares all of the state with all of the kernel, and puts right what differs.
 func (r *Reconciler) Sync() (state.Reconciled, error) {
+	r.flight.Lock()
+	defer r.flight.Unlock()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	start := time.Now()

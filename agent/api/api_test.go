@@ -1,0 +1,186 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/levee-xdp/levee/agent/state"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// stub is a backend that grants everything and counts how often it was asked for a change.
+type stub struct {
+	Backend
+	asked int
+	actor string
+	err   error
+}
+
+func (s *stub) Ban(actor string, r state.BanRequest) (state.BanResponse, error) {
+	s.asked++
+	s.actor = actor
+	return state.BanResponse{Bans: make([]state.BanResult, len(r.Bans)), Done: len(r.Bans)}, s.err
+}
+func (s *stub) Unban(state.UnbanRequest) (state.BanResponse, error) {
+	s.asked++
+	return state.BanResponse{}, s.err
+}
+func (s *stub) Allow(string, state.AllowRequest) (state.AllowResponse, error) {
+	s.asked++
+	return state.AllowResponse{}, s.err
+}
+func (s *stub) Unallow(state.UnallowRequest) (state.AllowResponse, error) {
+	s.asked++
+	return state.AllowResponse{}, s.err
+}
+func (s *stub) SetLimit(string, string, state.LimitSpec) (state.LimitView, error) {
+	s.asked++
+	return state.LimitView{}, s.err
+}
+func (s *stub) Attach(state.AttachRequest) (state.InterfaceView, error) {
+	s.asked++
+	return state.InterfaceView{}, s.err
+}
+func (s *stub) SetPanic(string, bool) error              { s.asked++; return s.err }
+func (s *stub) Check(netip.Addr) (state.Check, error)    { return state.Check{}, s.err }
+func (s *stub) Bans(state.Filter) (state.BanPage, error) { return state.BanPage{}, s.err }
+func (s *stub) Health() state.Health                     { return state.Health{State: "degraded", Problems: []string{"x"}} }
+func (s *stub) Stats() (state.Stats, error)              { return state.Stats{}, s.err }
+func (s *stub) Status(context.Context, time.Duration) (state.Overview, error) {
+	return state.Overview{}, s.err
+}
+
+func ask(h http.Handler, method, path, body string) *httptest.ResponseRecorder {
+	w := httptest.NewRecorder()
+	r := httptest.NewRequest(method, path, strings.NewReader(body))
+	if body != "" {
+		r.Header.Set("Content-Type", "application/json")
+	}
+	h.ServeHTTP(w, r)
+	return w
+}
+
+// What kind an error is decides the status, and what is nobody's business stays within.
+func TestErrors(t *testing.T) {
+	s := &stub{}
+	h := Handler(Config{Backend: s})
+	for code, status := range map[state.Code]int{
+		state.CodeInvalid: 422, state.CodeRefused: 403, state.CodeConflict: 409, state.CodeNotFound: 404,
+		state.CodeFull: 507, state.CodeStorage: 507, state.CodeKernel: 500,
+	} {
+		s.err = &state.Error{Code: code, Field: "prefix", Value: "v", Detail: "because"}
+		w := ask(h, "GET", "/v1/check/192.0.2.1", "")
+		var p Problem
+		if err := json.Unmarshal(w.Body.Bytes(), &p); err != nil {
+			t.Fatal(err)
+		}
+		if w.Code != status || p.Status != status || p.Code != code || p.Field != "prefix" || p.Value != "v" || p.Detail != "because" || p.Title == "" ||
+			w.Header().Get("Content-Type") != "application/problem+json" {
+			t.Errorf("%s: %d %s", code, w.Code, w.Body)
+		}
+	}
+	s.err = errors.New("open /secret/path: no such file")
+	if w := ask(h, "GET", "/v1/check/192.0.2.1", ""); w.Code != 500 || strings.Contains(w.Body.String(), "secret") {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}
+
+func TestHealth(t *testing.T) {
+	h := Handler(Config{Backend: &stub{}})
+	if w := ask(h, "GET", "/healthz", ""); w.Code != 200 {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	if w := ask(h, "GET", "/readyz", ""); w.Code != 503 || !strings.Contains(w.Body.String(), `"problems":["x"]`) {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}
+
+// Who asks is who the kernel says.
+func TestActor(t *testing.T) {
+	s := &stub{}
+	path := filepath.Join(t.TempDir(), "s")
+	server := New(Config{Socket: path, Backend: s})
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- server.Run(ctx) }()
+	<-server.Ready()
+	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", path)
+	}}
+	client := http.Client{Transport: transport}
+	response, err := client.Post("http://levee/v1/bans", "application/json", strings.NewReader(`{"bans":[{"prefix":"192.0.2.1"}]}`))
+	if err != nil || response.StatusCode != 200 {
+		t.Fatalf("%v, %v", response, err)
+	}
+	response.Body.Close()
+	if s.actor == "" {
+		t.Error("nobody asked")
+	}
+	transport.CloseIdleConnections()
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// Whatever a body says, it is answered: with a change if it is right, with a problem if not, and
+// never with a failure of the daemon's.
+func FuzzBody(f *testing.F) {
+	paths := []string{"POST /v1/bans", "POST /v1/unban", "POST /v1/allow", "POST /v1/unallow", "PUT /v1/limits/web", "POST /v1/interfaces", "PUT /v1/panic"}
+	for i, body := range []string{
+		`{"bans":[{"prefix":"192.0.2.1","for":"4h","reason":"x","origin":"api:a","monitor":true}],"force":true}`,
+		`{"prefixes":["192.0.2.1"],"all":true}`,
+		`{"allow":[{"prefix":"192.0.2.0/24","no_limits":true}]}`,
+		`{"prefixes":["192.0.2.0/24"]}`,
+		`{"services":["tcp/443"],"packets":"20k/s","bits":{"rate":"1Mbit/s","burst":"1MiB"},"penalty":"1m","group":{"ipv6":48},"aggregate":{"rate":"1k/s"}}`,
+		`{"name":"eth0","mode":"native"}`,
+		`{"on":true}`,
+	} {
+		f.Add(uint8(i), body)
+	}
+	s := &stub{}
+	h := Handler(Config{Backend: s})
+	f.Fuzz(func(t *testing.T, which uint8, body string) {
+		method, path, _ := strings.Cut(paths[int(which)%len(paths)], " ")
+		before := s.asked
+		w := ask(h, method, path, body)
+		switch {
+		case w.Code >= 500:
+			t.Errorf("%s %s %q: %d %s", method, path, body, w.Code, w.Body)
+		case w.Code >= 400 && s.asked != before:
+			t.Errorf("%s %s %q: refused and done", method, path, body)
+		case w.Code >= 400:
+			var p Problem
+			if err := json.Unmarshal(w.Body.Bytes(), &p); err != nil || p.Detail == "" || p.Status != w.Code {
+				t.Errorf("%s %s %q: %s", method, path, body, w.Body)
+			}
+		case s.asked == before:
+			t.Errorf("%s %s %q: %d, and nothing was done", method, path, body, w.Code)
+		}
+	})
+}
+
+func FuzzStrictJSON(f *testing.F) {
+	for _, s := range []string{`{"a":[1,{"b":null}],"c":"d"}`, `{"a":1,"a":2}`, `[[[[[[[[[[]]]]]]]]]]`, `{`, `{} {}`, "\xff", `{"a":{"a":{}}}`} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var v any
+		if strictJSON(b, &v) == nil && !json.Valid(b) {
+			t.Errorf("%q passed", b)
+		}
+	})
+}
