@@ -82,6 +82,7 @@ func newTable() table.Writer {
 	t.SetStyle(table.StyleLight)
 	t.Style().Format.Header = text.FormatDefault
 	t.Style().Options.DrawBorder = false
+	t.SuppressTrailingSpaces()
 	return t
 }
 

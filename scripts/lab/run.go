@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -137,7 +138,7 @@ func (l *lab) measureAll(ctx context.Context, res *result, into func(*row) *meas
 				return fmt.Errorf("%s %s: %w", r.Scenario, r.Family, err)
 			}
 			*into(r) = m
-			l.Progress("  %-9s %s  %s", r.Scenario, r.Family, m)
+			l.Progress("  %-9s %s  %s", r.Scenario, strings.TrimPrefix(r.Family, "IP"), m)
 		}
 	}
 	return nil
@@ -164,7 +165,7 @@ func (l *lab) prepare(ctx context.Context, r remedy, res *result) error {
 		return err
 	}
 	res.Bans, res.Push = len(list), time.Since(begun)
-	l.Progress("  %-9s       a list of %d bans: on disk and in force %.1f s after the command began", "botnet", res.Bans, res.Push.Seconds())
+	l.Progress("  %-9s     a list of %d bans: on disk and in force %.1f s after the command began", "botnet", res.Bans, res.Push.Seconds())
 	return nil
 }
 
@@ -277,7 +278,7 @@ func (l *lab) timeBans(ctx context.Context, res *result) error {
 		}
 		for _, t := range timings {
 			l.Progress("  %-9s %s  first drop %s after the answer, first pass %s after its end",
-				map[bool]string{false: "a ban", true: "kill -9"}[kill], t.Family, millis(t.Begins), millis(t.Ends))
+				map[bool]string{false: "a ban", true: "kill -9"}[kill], strings.TrimPrefix(t.Family, "IP"), millis(t.Begins), millis(t.Ends))
 		}
 		res.Timings = append(res.Timings, timings...)
 		if kill {

@@ -37,7 +37,7 @@ func scenarios() []scenario {
 		{"heavy", "one source sends TCP segments of no connection", kindACK, 1, 700_000, nothing},
 		{"syn", "32 sources open connections and leave them half open", kindSYN, few, 600_000, nothing},
 		{"udp", "32 sources send datagrams to a closed port", kindUDP, few, 1_400_000, nothing},
-		{"icmp", "32 sources send echo requests", kindICMP, few, 700_000, nothing},
+		{"icmp", "32 sources send echo requests", kindICMP, few, 1_000_000, nothing},
 		{"fragments", "32 sources send datagrams in fragments, to be put together", kindFragments, few, 1_400_000, nothing},
 		{"botnet", "50,000 sources, each slow enough for any limit, open connections", kindSYN, bots, 600_000, banList},
 		{"spoofed", "each packet has a random source and opens a connection", kindSYN, 0, 500_000, emergency},
