@@ -13,8 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/levee-xdp/levee/bpf"
 )
 
@@ -46,8 +44,6 @@ func BenchmarkPutMillion(b *testing.B) {
 	k := load(b, defaults())
 	bans := collect(million(1e6))
 	least := time.Hour
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	sorted := os.Getenv("LEVEE_SORTED") != ""
 	if sorted {
 		slices.SortFunc(bans, func(a, b Ban) int { return a.Prefix.Compare(b.Prefix) })
@@ -127,6 +123,63 @@ func BenchmarkLookup(b *testing.B) {
 	}
 }
 
+// BenchmarkTop reads the top ten of half a million sources, from a full table.
+func BenchmarkTop(b *testing.B) {
+	s := everything()
+	s.sizes = bpf.DefaultSizes()
+	k := load(b, s)
+	view, err := writable(k)
+	if err != nil {
+		b.Fatal(err)
+	}
+	r := rand.New(rand.NewPCG(5, 6))
+	for i := range view.tags {
+		view.tags[i] = r.Uint64()>>16<<16 | bpf.TagLive
+		view.states[i].Lo = uint64(r.Uint32())
+		view.counts[i].Packets, view.counts[i].Bytes, view.counts[i].Dropped = r.Uint64N(1e9), r.Uint64N(1e12), r.Uint64N(1e6)
+	}
+	view.close(&err)
+	for _, by := range []Order{ByPackets, BySeen} {
+		b.Run(fmt.Sprintf("order%d", by), func(b *testing.B) {
+			for b.Loop() {
+				if top, err := k.Sources.Top(10, by); err != nil || len(top) != 10 {
+					b.Fatal(top, err)
+				}
+			}
+		})
+	}
+}
+
+func writable(k *kernel) (v view, err error) {
+	for _, open := range []func() ([]byte, error){
+		func() (mem []byte, err error) { mem, v.tags, err = mapArray[uint64](k.Sources.tags, true); return },
+		func() (mem []byte, err error) {
+			mem, v.states, err = mapArray[bpf.SourceState](k.Sources.states, true)
+			return
+		},
+		func() (mem []byte, err error) {
+			mem, v.counts, err = mapArray[bpf.SourceCounts](k.Sources.counts, true)
+			return
+		},
+	} {
+		mem, err := open()
+		if err != nil {
+			return v, err
+		}
+		v.mapped = append(v.mapped, mem)
+	}
+	return v, nil
+}
+
+func BenchmarkCounters(b *testing.B) {
+	k := load(b, everything())
+	for b.Loop() {
+		if _, err := k.Counters.Read(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 // TestMemoryOfMillion holds the process to what the tables of a million bans may cost it.
 func TestMemoryOfMillion(t *testing.T) {
 	k := load(t, defaults())
@@ -142,16 +195,6 @@ func TestMemoryOfMillion(t *testing.T) {
 	if after.all-before.all > 50<<20 {
 		t.Errorf("a million bans take %d MB", (after.all-before.all)>>20)
 	}
-}
-
-// threadTime is the processor time of this thread: on a shared machine it tells more than the clock.
-func threadTime(b *testing.B) time.Duration {
-	b.Helper()
-	var u unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_THREAD, &u); err != nil {
-		b.Fatal(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 type usage struct{ all, file uint64 }

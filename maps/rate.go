@@ -100,7 +100,7 @@ func costOf(perSecond float64, perUnit int64) uint64 {
 // ceilShift is rate_cost of gcra.h for what costs so much: whole ns, rounded up.
 func ceilShift(cost uint64) uint64 { return (cost + 1<<bpf.CostShift - 1) >> bpf.CostShift }
 
-func show(v float64, unit string) string { return fmt.Sprintf("%.6g%s", v, unit) }
+func show(v float64, unit string) string { return fmt.Sprintf("%.9g%s", v, unit) }
 
 // encoded is a limit as the tables hold it.
 type encoded struct {
