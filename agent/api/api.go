@@ -48,6 +48,12 @@ type Backend interface {
 
 type answer[T any] struct{ Body T }
 
+// answers is the answer to a request of several items, each with its own.
+type answers[T any] struct {
+	Status int
+	Body   T
+}
+
 type none struct{}
 
 // Handler returns the API without its listener.
@@ -100,20 +106,9 @@ func operation(method, path, id, summary string) huma.Operation {
 type backend struct{ Backend }
 
 func (b backend) bans(api huma.API) {
-	type response struct {
-		Status int
-		Body   state.BanResponse
-	}
-	// 207 says that some items, or all, were refused: each has its own answer.
+	type response = answers[state.BanResponse]
 	reply := func(r state.BanResponse, err error) (*response, error) {
-		if err != nil {
-			return nil, problemOf(err)
-		}
-		out := &response{Status: http.StatusOK, Body: r}
-		if r.Refused > 0 {
-			out.Status = http.StatusMultiStatus
-		}
-		return out, nil
+		return replyEach(r, r.Refused, err)
 	}
 	huma.Register(api, operation(http.MethodPost, "/v1/bans", "ban", "Ban prefixes; each gets its own answer, 207 if any was refused"),
 		func(ctx context.Context, in *struct{ Body state.BanRequest }) (*response, error) {
@@ -168,20 +163,22 @@ func reply1[T any](v T, err error) (*answer[T], error) {
 	return &answer[T]{v}, nil
 }
 
-func (b backend) allows(api huma.API) {
-	type response struct {
-		Status int
-		Body   state.AllowResponse
+// replyEach answers 207 where some items, or all, were refused: each says so itself.
+func replyEach[T any](v T, refused int, err error) (*answers[T], error) {
+	if err != nil {
+		return nil, problemOf(err)
 	}
+	status := http.StatusOK
+	if refused > 0 {
+		status = http.StatusMultiStatus
+	}
+	return &answers[T]{status, v}, nil
+}
+
+func (b backend) allows(api huma.API) {
+	type response = answers[state.AllowResponse]
 	reply := func(r state.AllowResponse, err error) (*response, error) {
-		if err != nil {
-			return nil, problemOf(err)
-		}
-		out := &response{Status: http.StatusOK, Body: r}
-		if r.Refused > 0 {
-			out.Status = http.StatusMultiStatus
-		}
-		return out, nil
+		return replyEach(r, r.Refused, err)
 	}
 	huma.Register(api, operation(http.MethodPost, "/v1/allow", "allow", "Allow prefixes: no ban may touch them"),
 		func(ctx context.Context, in *struct{ Body state.AllowRequest }) (*response, error) {
@@ -210,8 +207,7 @@ func orEmpty[T any](s []T) []T {
 	return s
 }
 
-// LimitName is exported, as huma only fills fields that are.
-// LimitName is a limit in a path. It is exported for huma, which looks into nothing else.
+// LimitName is a limit in a path. It is exported for huma, which fills no other fields.
 type LimitName struct {
 	Name string `path:"name" maxLength:"80"`
 }
@@ -257,7 +253,8 @@ func (b backend) interfaces(api huma.API) {
 		})
 }
 
-// Sampling is how long rates are measured; nothing is if it is absent. Exported, as huma only fills fields that are.
+// Sampling is how long rates are measured; they are not if it is absent. It is exported for huma, as
+// LimitName is.
 type Sampling struct {
 	Sample string `query:"sample" maxLength:"20" doc:"How long rates are measured, up to 10s; absent: not" example:"1s"`
 }
