@@ -100,12 +100,17 @@ func (b *bench) cpus(ctx context.Context) error {
 	}
 	for _, p := range pairs {
 		r := p.row
+		if len(p.beside) == 0 {
+			b.report.Notes = append(b.report.Notes, fmt.Sprintf("cpus: %s, %s, %s: others took a CPU away in every round",
+				r.Case, r.Family, r.Subject))
+			continue
+		}
 		r.Figure = figureOf(p.beside)
 		r = r.ratio("alone", p.beside, p.alone)
 		if p.bound > 0 {
 			r = r.atMost(p.bound)
 		}
-		r.Note = fmt.Sprintf("alone %s ns", number(figureOf(p.alone).Median))
+		r.Note = fmt.Sprintf("alone %s ns; %d of %d rounds", number(figureOf(p.alone).Median), len(p.beside)/2, b.meter.rounds)
 		b.report.Rows = append(b.report.Rows, r)
 	}
 	return nil
@@ -167,7 +172,9 @@ func (m meter) measurePairs(ctx context.Context, pairs []*pair) error {
 					return err
 				}
 			}
-			// Where others take a CPU away meanwhile, the two were not beside each other.
+			// Where others take a CPU away meanwhile, the two were not beside each other: again, and
+			// after some tries not at all.
+			together := false
 			for range 5 {
 				before := monotonic()
 				var group errgroup.Group
@@ -178,9 +185,12 @@ func (m meter) measurePairs(ctx context.Context, pairs []*pair) error {
 					return err
 				}
 				took := max(beside[0], beside[1]) * float64(p.probes[0].repeat)
-				if float64(monotonic()-before) < 1.15*took {
+				if together = float64(monotonic()-before) < 1.15*took; together {
 					break
 				}
+			}
+			if !together {
+				continue
 			}
 			p.alone = append(p.alone, alone[:]...)
 			p.beside = append(p.beside, beside[:]...)
