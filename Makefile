@@ -22,15 +22,16 @@ demo: build ## run the lab: floods with and without the shield, in under 60 s; n
 bench: build ## what a packet costs, beside others, and the control plane; QUICK=1 for under two minutes; needs root
 	$(GO) run ./scripts/bench -levee bin/levee $(BENCHFLAGS)
 
+# One package at a time: the floods of one would be the busy machine of another.
 test: build ## run every test that needs no third-party software; needs root
 	@$(GO) run ./scripts/preflight test
-	$(GO) test -timeout 15m ./...
+	$(GO) test -p 1 -timeout 15m ./...
 
 test-unprivileged: ## run the tests that need neither root nor BPF
 	LEVEE_UNPRIVILEGED=1 $(GO) test -timeout 10m ./...
 
 race: ## the tests under the race detector; needs root and a C compiler
-	$(GO) test -race -timeout 20m ./...
+	$(GO) test -race -p 1 -timeout 20m ./...
 
 lint: ## golangci-lint with the import rules, clang-format, shellcheck
 	$(TOOL) golangci-lint run ./...
@@ -49,7 +50,7 @@ check-generate: ## fail if the committed objects differ from what their sources 
 	@scripts/check generate
 
 cover: ## the tests' coverage, by package
-	$(GO) test -timeout 15m -coverprofile=coverage.out ./...
+	$(GO) test -p 1 -timeout 15m -coverprofile=coverage.out ./...
 	@$(GO) tool cover -func=coverage.out | tail -n 1
 
 FUZZTIME ?= 60s
