@@ -74,7 +74,7 @@ func banRows() []row {
 			rows = append(rows, r)
 		}
 	}
-	// Every length: an address of the prefix, and the one beside the prefix.
+	// Every length: two addresses of the prefix that differ right behind it, and one beside it.
 	for _, family := range []bpf.Family{only4, only6} {
 		bits := 32
 		if family == only6 {
@@ -84,6 +84,11 @@ func banRows() []row {
 			rows = append(rows,
 				ends(fmt.Sprintf("%s banned by /%d", family, n), tcp, banned.on(7)).in(family).given(func(w *world) {
 					w.Ban(rig.Ban{Prefix: w.prefix(n), List: 7})
+				}),
+				ends(fmt.Sprintf("%s banned by /%d, another address", family, n), func(w *world) *packet.Packet {
+					return packet.New().IP(w.sibling(min(n, bits-1)), w.dst).TCP(1, 2)
+				}, banned.on(7)).in(family).given(func(w *world) {
+					w.Ban(rig.Ban{Prefix: netip.PrefixFrom(w.sibling(min(n, bits-1)), n).Masked(), List: 7})
 				}),
 				ends(fmt.Sprintf("%s beside a ban of /%d", family, n), tcp, clean).in(family).given(func(w *world) {
 					w.Ban(rig.Ban{Prefix: netip.PrefixFrom(w.sibling(n-1), n).Masked(), List: 7})

@@ -115,9 +115,9 @@ func (w *world) baseline() {
 	}
 	w.Limit(0, l)
 	w.Ban(rig.Ban{Prefix: netip.MustParsePrefix("203.0.113.0/24"), List: 900})
-	w.Ban(rig.Ban{Prefix: netip.MustParsePrefix("192.0.2.76/32"), List: 901}) // the neighbour
+	w.Ban(rig.Ban{Prefix: netip.MustParsePrefix("192.0.2.78/32"), List: 901}) // a neighbour
 	w.Ban(rig.Ban{Prefix: netip.MustParsePrefix("2001:db8:bad::/48"), List: 902})
-	w.Ban(rig.Ban{Prefix: netip.MustParsePrefix("2001:db8:a1:b2:c3:d4:e5:f7/128"), List: 903})
+	w.Ban(rig.Ban{Prefix: netip.MustParsePrefix("2001:db8:a1:b2:c3:d4:e5:f5/128"), List: 903})
 	w.SetControl(func(c *bpf.Control) { c.SourceIdle = uint64(10 * time.Second) })
 }
 
