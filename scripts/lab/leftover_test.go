@@ -28,7 +28,7 @@ func traces(lab int, namespaces map[string]bool) (found []string) {
 	}
 	for namespace, holders := range holdersOf() {
 		if namespaces[namespace] {
-			found = append(found, fmt.Sprintf("%s of %s", namespace, holders))
+			found = append(found, fmt.Sprintf("%s of %d threads, as %s", namespace, len(holders), holders[0]))
 		}
 	}
 	return found

@@ -38,7 +38,7 @@ func (m measurement) why() string {
 	for _, n := range m.Dropped {
 		dropped += n
 	}
-	if dropped == 0 || m.Flood.Sent == 0 {
+	if dropped == 0 {
 		return ""
 	}
 	reasons := slices.SortedFunc(maps.Keys(m.Dropped), func(a, b string) int {

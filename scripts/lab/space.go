@@ -24,9 +24,7 @@ type space struct {
 func newSpace(name string, cpu int) (*space, error) {
 	s := &space{name: name, calls: make(chan func())}
 	ready := make(chan error)
-	go func() {
-		// Never unlocked: the thread is not fit for other goroutines, and ends with the space.
-		runtime.LockOSThread()
+	onOwnThread(func() {
 		err := s.enter(cpu)
 		ready <- err
 		if err != nil {
@@ -35,11 +33,31 @@ func newSpace(name string, cpu int) (*space, error) {
 		for call := range s.calls {
 			call()
 		}
-	}()
+	})
 	if err := <-ready; err != nil {
 		return nil, fmt.Errorf("make namespace %s: %w", name, err)
 	}
 	return s, nil
+}
+
+// onOwnThread runs a function on a thread that is its own and ends with it. The process's first
+// thread is not taken: it can't end, and stands for the whole process in /proc/self.
+func onOwnThread(f func()) {
+	go func() {
+		runtime.LockOSThread() // and never unlocked
+		if unix.Gettid() != unix.Getpid() {
+			f()
+			return
+		}
+		locked := make(chan struct{})
+		go func() {
+			runtime.LockOSThread()
+			close(locked)
+			f()
+		}()
+		<-locked
+		runtime.UnlockOSThread()
+	}()
 }
 
 func (s *space) enter(cpu int) error {
