@@ -1,0 +1,266 @@
+package state
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/gaissmai/bart"
+	"go.etcd.io/bbolt"
+)
+
+// allowTable is the allow entries by where they were set, and an index over all of them.
+type allowTable struct {
+	by    map[Source]map[netip.Prefix]Allow
+	index *bart.Table[Allow] // what is in force
+}
+
+func newAllowTable() allowTable {
+	return allowTable{
+		by:    map[Source]map[netip.Prefix]Allow{FromConfig: {}, FromAPI: {}},
+		index: &bart.Table[Allow]{},
+	}
+}
+
+// refresh brings a prefix's place in the index up to date: entries of several sources for one
+// prefix are one, which exempts from limits if one of them does.
+func (t *allowTable) refresh(p netip.Prefix) {
+	api, isAPI := t.by[FromAPI][p]
+	config, isConfig := t.by[FromConfig][p]
+	switch {
+	case isAPI && isConfig:
+		api.NoLimits = api.NoLimits || config.NoLimits
+		t.index.Insert(p, api)
+	case isAPI:
+		t.index.Insert(p, api)
+	case isConfig:
+		t.index.Insert(p, config)
+	default:
+		t.index.Delete(p)
+	}
+}
+
+// covering returns the most specific entry that contains a prefix.
+func (t *allowTable) covering(p netip.Prefix) (Allow, bool) {
+	_, a, ok := t.index.LookupPrefixLPM(p)
+	return a, ok
+}
+
+// within counts the entries that lie within a prefix.
+func (t *allowTable) within(p netip.Prefix) (n int) {
+	if p.IsSingleIP() {
+		return 0
+	}
+	for range t.index.Subnets(p) {
+		n++
+	}
+	return n
+}
+
+func (a *Allow) describe() string {
+	switch {
+	case a.Source == FromConfig && a.Comment != "":
+		return fmt.Sprintf("%q in the configuration file", a.Comment)
+	case a.Source == FromConfig:
+		return "in the configuration file"
+	case a.Comment != "":
+		return fmt.Sprintf("%q, set by %s", a.Comment, a.Actor)
+	}
+	return "set by " + a.Actor
+}
+
+// AllowOutcome is the answer to one allow entry.
+type AllowOutcome struct {
+	Prefix netip.Prefix
+	Status Status
+	Allow  *Allow
+	Notes  []string
+	Error  *Error
+
+	before *Allow
+}
+
+// AllowProposal asks for one allow entry, or with Remove for its end.
+type AllowProposal struct {
+	AllowSpec
+	Actor  string
+	Remove bool
+}
+
+// ProposeAllows makes and takes back allow entries of the run time; each proposal gets its outcome.
+func (s *Store) ProposeAllows(proposals []AllowProposal) ([]AllowOutcome, error) {
+	s.writer.Lock()
+	defer s.writer.Unlock()
+	out := make([]AllowOutcome, len(proposals))
+	next := maps.Clone(s.allows.by[FromAPI])
+	for i := range proposals {
+		out[i] = s.proposeAllow(proposals[i], next)
+	}
+	return out, s.saveAllows(out, next)
+}
+
+func (s *Store) proposeAllow(p AllowProposal, next map[netip.Prefix]Allow) AllowOutcome {
+	if err := p.Validate(); err != nil {
+		return AllowOutcome{Prefix: p.Prefix.Prefix, Status: StatusRefused, Error: err}
+	}
+	prefix := p.Prefix.Prefix
+	out := AllowOutcome{Prefix: prefix}
+	before, had := next[prefix]
+	if had {
+		out.before = &before
+	}
+	if p.Remove {
+		out.Status = StatusRemoved
+		if had {
+			out.Allow = &before
+			delete(next, prefix)
+			return out
+		}
+		out.Status = StatusRefused
+		out.Error = &Error{Code: CodeNotFound, Field: "prefix", Value: PrefixString(prefix), Detail: "is not on the allow list"}
+		if _, ok := s.allows.by[FromConfig][prefix]; ok {
+			out.Error.Code = CodeConflict
+			out.Error.Detail = "is allowed by the configuration file: take it out there and reload"
+		} else if wide, ok := s.allows.covering(prefix); ok {
+			out.Error.Detail += " itself; it lies within " + PrefixString(wide.Prefix)
+		}
+		return out
+	}
+	a := Allow{Prefix: prefix, NoLimits: p.NoLimits, Comment: p.Comment, Source: FromAPI, Actor: p.Actor,
+		Created: s.clock.Now().UTC()}
+	out.Allow = &a
+	switch {
+	case had && before.NoLimits == a.NoLimits && before.Comment == a.Comment:
+		out.Status, out.Allow = StatusUnchanged, &before
+		return out
+	case had:
+		out.Status = StatusChanged
+	default:
+		out.Status = StatusAdded
+	}
+	next[prefix] = a
+	return out
+}
+
+func (s *Store) saveAllows(out []AllowOutcome, next map[netip.Prefix]Allow) error {
+	failed := s.write("write the allow list", func(tx *bbolt.Tx) error {
+		b := tx.Bucket(bucketAllows)
+		for i := range out {
+			a, ok := next[out[i].Prefix]
+			if !ok {
+				if err := b.Delete([]byte(out[i].Prefix.String())); err != nil {
+					return err
+				}
+				continue
+			}
+			v, err := json.Marshal(a)
+			if err != nil {
+				return err
+			}
+			if err := b.Put([]byte(a.Prefix.String()), v); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if failed != nil {
+		return failed
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.allows.by[FromAPI] = next
+	for i := range out {
+		s.allows.refresh(out[i].Prefix)
+		if out[i].Status == StatusAdded && len(out) <= 16 {
+			if n := s.overruled(out[i].Prefix); n > 0 {
+				out[i].Notes = append(out[i].Notes, fmt.Sprintf("it overrules %d %s", n, plural(n, "ban", "bans")))
+			}
+		}
+	}
+	return nil
+}
+
+func plural(n int, one, many string) string {
+	if n == 1 {
+		return one
+	}
+	return many
+}
+
+// overruled counts the banned prefixes that an allow entry stands against.
+func (s *Store) overruled(p netip.Prefix) (n int) {
+	k := keyOf(p)
+	for range s.covering(k) {
+		n++
+	}
+	if !p.IsSingleIP() {
+		for slot, r := range s.all(1, s.used) {
+			if r.key.bits > k.bits && k.contains(r.key) && s.heads[r.key] == slot {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// RevertAllows puts back what was before these outcomes.
+func (s *Store) RevertAllows(outcomes []AllowOutcome) error {
+	s.writer.Lock()
+	defer s.writer.Unlock()
+	next := maps.Clone(s.allows.by[FromAPI])
+	for i := range outcomes {
+		o := &outcomes[i]
+		switch {
+		case o.Status == StatusRefused || o.Status == StatusUnchanged:
+		case o.before != nil:
+			next[o.Prefix] = *o.before
+		default:
+			delete(next, o.Prefix)
+		}
+	}
+	return s.saveAllows(slices.Clone(outcomes), next)
+}
+
+// Allows returns the allow entries of all sources, in order of prefix.
+func (s *Store) Allows() []Allow {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var out []Allow
+	for _, by := range s.allows.by {
+		out = slices.AppendSeq(out, maps.Values(by))
+	}
+	slices.SortFunc(out, func(a, b Allow) int {
+		if c := comparePrefix(a.Prefix, b.Prefix); c != 0 {
+			return c
+		}
+		if a.Source < b.Source {
+			return -1
+		}
+		return 1
+	})
+	return out
+}
+
+// EffectiveAllows returns one entry a prefix: what the kernel is to know.
+func (s *Store) EffectiveAllows() []Allow {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	out := make([]Allow, 0, s.allows.index.Size())
+	for _, a := range s.allows.index.All() {
+		out = append(out, a)
+	}
+	return out
+}
+
+// AllowsFor returns the entries that contain a prefix, the most specific first.
+func (s *Store) AllowsFor(p netip.Prefix) []Allow {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var out []Allow
+	for _, a := range s.allows.index.Supernets(p) {
+		out = append(out, a)
+	}
+	return out
+}
