@@ -149,7 +149,11 @@ func TestGapDetector(t *testing.T) {
 	l := newLab(t)
 	l.veth("net0", 1500)
 	gaps := l.detectGaps("net0")
-	time.Sleep(20 * time.Millisecond) // traffic to find
+	l.eventually("there is traffic to find", func() bool {
+		dev, err := netlink.LinkByName("net0")
+		must(t, err)
+		return dev.Attrs().Statistics.RxPackets >= 10
+	})
 	if sent, passed := gaps.stop(); passed == 0 {
 		t.Errorf("heard none of %d frames", sent)
 	}
