@@ -152,14 +152,20 @@ func TestKernelTakesThem(t *testing.T) {
 			if err := attack.report(&report); err != nil {
 				t.Fatal(err)
 			}
-			if report.Sent < 200 || report.Sent > 2100 {
+			if report.Sent < 50 || // a busy machine sends less
+				report.Sent > 2100 {
 				t.Errorf("%s: %d packets in 0.2 s at 10,000/s", name, report.Sent)
 			}
-			after := statistics(t, n.host)
 			counter := c.counter.of(version)
-			took := after[counter] - before[counter]
-			if min := report.Sent * 4 / 10; took < min { // two fragments are one datagram
-				t.Errorf("%s: of %d packets %d are in %s", name, report.Sent, took, counter)
+			after := statistics(t, n.host)
+			took := func() uint64 { return after[counter] - before[counter] }
+			least := report.Sent * 4 / 10 // two fragments are one datagram
+			for deadline := time.Now().Add(time.Second); took() < least && time.Now().Before(deadline); {
+				time.Sleep(20 * time.Millisecond)
+				after = statistics(t, n.host)
+			}
+			if took() < least {
+				t.Errorf("%s: of %d packets %d are in %s", name, report.Sent, took(), counter)
 			}
 			for _, bad := range []string{"Tcp.InErrs", "Udp.InCsumErrors", "Ip.InHdrErrors", "Ip6InHdrErrors", "Icmp.InCsumErrors", "Icmp6InCsumErrors"} {
 				if after[bad] != before[bad] {
@@ -230,11 +236,16 @@ func TestBotnet(t *testing.T) {
 func TestRefusals(t *testing.T) {
 	privileged(t)
 	n := newTestNetwork(t)
-	err := n.world.do(func() error {
-		return netlink.LinkAdd(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: "dummy"}})
-	})
-	if err != nil {
-		t.Skip("no dummy interfaces:", err)
+	other := ""
+	for _, link := range []netlink.Link{&netlink.Dummy{}, &netlink.Ifb{}, &netlink.Bridge{}} { // which of them a kernel has differs
+		link.Attrs().Name = "other"
+		if n.world.do(func() error { return netlink.LinkAdd(link) }) == nil {
+			other = "other"
+			break
+		}
+	}
+	if other == "" {
+		t.Fatal("no interface that is not veth can be made")
 	}
 	order := floodOrder{
 		Interface: n.worldLink, NotIn: n.outside, From: testFrom, To: testTo,
@@ -246,7 +257,7 @@ func TestRefusals(t *testing.T) {
 		want   error
 	}{
 		{"lo", func(o *floodOrder) { o.Interface = "lo" }, errNotVeth},
-		{"dummy", func(o *floodOrder) { o.Interface = "dummy" }, errNotVeth},
+		{"not veth", func(o *floodOrder) { o.Interface = other }, errNotVeth},
 		{"no such interface", func(o *floodOrder) { o.Interface = "eth7" }, nil},
 		{"the host's network", func(o *floodOrder) { o.NotIn = inode(t, n.world) }, errHostNet},
 		{"no word on the host's network", func(o *floodOrder) { o.NotIn = 0 }, errHostNet},

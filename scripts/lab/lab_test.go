@@ -2,22 +2,39 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 )
 
-// daemon builds the real thing.
+// build builds the real daemon, once for all tests, into a folder that TestMain removes.
+var build = sync.OnceValues(func() (dir string, err error) {
+	dir, err = os.MkdirTemp("", "levee-lab-")
+	if err != nil {
+		return dir, err
+	}
+	cmd := exec.Command("go", "build", "-o", filepath.Join(dir, "levee"), "github.com/levee-xdp/levee/cmd/levee")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return dir, fmt.Errorf("build the daemon: %w\n%s", err, out)
+	}
+	return dir, nil
+})
+
 func daemon(t *testing.T) string {
 	t.Helper()
-	bin := filepath.Join(t.TempDir(), "levee")
-	build := exec.Command("go", "build", "-o", bin, "github.com/levee-xdp/levee/cmd/levee")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build the daemon: %v\n%s", err, out)
+	dir, err := build()
+	built = dir
+	if err != nil {
+		t.Fatal(err)
 	}
-	return bin
+	return filepath.Join(dir, "levee")
 }
+
+var built string // the folder, once there is one
 
 // tries is how often a measurement may be repeated because the machine was busy with other things.
 const tries = 3
@@ -31,7 +48,7 @@ func TestShieldHolds(t *testing.T) {
 		t.Fatal(err)
 	}
 	o := options{
-		Levee: daemon(t), Scenarios: scenarios, Families: []int{4, 6}, Duration: 600 * time.Millisecond,
+		Levee: daemon(t), Scenarios: scenarios, Families: []int{4, 6}, Duration: 500 * time.Millisecond,
 		Progress: t.Logf,
 	}
 	for try := 1; ; try++ {

@@ -105,7 +105,7 @@ func TestNothingIsLeft(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			temp := t.TempDir()
 			output := &logBuffer{}
-			lab := exec.Command("/proc/self/exe", "-levee", bin, "-scenario", "udp", "-family", "4")
+			lab := exec.Command("/proc/self/exe", "-levee", bin, "-scenario", "udp", "-family", "4", "-duration", "100ms")
 			lab.Env = append(os.Environ(), asLab+"=1", "TMPDIR="+temp)
 			lab.Stdout, lab.Stderr = output, output
 			if err := lab.Start(); err != nil {
@@ -116,7 +116,7 @@ func TestNothingIsLeft(t *testing.T) {
 					t.Fatal("it does not get to the flood: ", output)
 				}
 			}
-			time.Sleep(400 * time.Millisecond) // now it is on
+			time.Sleep(200 * time.Millisecond) // now it is on
 			namespaces := namespacesOf(t, lab.Process.Pid)
 			if len(namespaces) != 2 {
 				t.Errorf("%d namespaces, want 2", len(namespaces))

@@ -17,7 +17,11 @@ func TestMain(m *testing.M) {
 	if os.Getenv(asLab) != "" {
 		main()
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	if built != "" {
+		_ = os.RemoveAll(built)
+	}
+	os.Exit(code)
 }
 
 // privileged skips a test that needs root where there is none, or where it is not wanted.
