@@ -69,9 +69,10 @@ func flag(on bool) uint32 {
 	return 0
 }
 
-// storeRate changes a rate while packets are measured by it: in between it is never stricter than
-// the stricter of both, nor unset, so no packet is dropped that both would pass. For that the burst
-// is at least that of both while the cost changes. A burst of 0 means that there is no rate.
+// storeRate changes a rate while packets are measured by it. No state in between is stricter than
+// both rates, or none: the burst is at least that of both while the cost changes. (A packet that
+// reads one half before and the other half after the change may still be measured by a mixture.)
+// A burst of 0 means that there is no rate.
 func storeRate(cost, burst *uint64, newCost, newBurst uint64) {
 	if newBurst > atomic.LoadUint64(burst) && atomic.LoadUint64(burst) != 0 {
 		atomic.StoreUint64(burst, newBurst)

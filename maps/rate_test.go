@@ -223,8 +223,8 @@ func TestCoarse(t *testing.T) {
 				tat = next + n*cost
 			}
 		}
-		// In truth the window was from just before the first tick to just after the last.
-		window := float64((ticks-1)*l.tick) - 2
+		// In truth the window was from just before the second tick to just after the last.
+		window := float64((ticks - 2) * l.tick)
 		if most := limit.Thresholds[0].Burst + window/1e9*rate + 1; float64(passed) > most {
 			t.Fatalf("%v lets %d pass in %v ms, at most %v may", limit.Thresholds[0], passed, window/1e6, most)
 		}
