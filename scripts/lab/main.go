@@ -27,7 +27,7 @@ const (
 // maxTime is what the lab allows itself by default; it ends then, done or not.
 const maxTime = 58 * time.Second
 
-const defaultDuration = 600 * time.Millisecond
+const defaultDuration = 500 * time.Millisecond
 
 func main() {
 	asRole()
