@@ -131,7 +131,7 @@ func (m meter) measurePairs(ctx context.Context, pairs []*pair) error {
 		started := make(chan error)
 		go func() {
 			runtime.LockOSThread() // for good: the thread stays bound, and ends with the goroutine
-			started <- pin(cpu)
+			started <- measuring(cpu)
 			for o := range workers[i] {
 				o.done <- o.run()
 			}

@@ -33,7 +33,7 @@ type meter struct {
 func (m meter) run(probes []*probe) error {
 	runtime.LockOSThread()
 	// Never unlocked: the thread stays bound to its CPU, and ends with the goroutine.
-	if err := pin(m.cpu); err != nil {
+	if err := measuring(m.cpu); err != nil {
 		return err
 	}
 	runtime.GC()
