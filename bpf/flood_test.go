@@ -181,11 +181,11 @@ func TestSpoofedFlood(t *testing.T) {
 				begin := time.Now()
 				// at least three seconds, so that there is a time after the heavy source's first
 				for n := sent.Load(); n < flood && (n < least || time.Since(begin) < patience) || time.Since(begin) < 3*time.Second; n = sent.Load() {
-					if _, err := spoofed.Run(frame, 20_000); err != nil {
+					if _, err := spoofed.Run(frame, 100_000); err != nil {
 						done <- err
 						return
 					}
-					sent.Add(20_000)
+					sent.Add(100_000)
 				}
 				flooding = time.Since(begin)
 				done <- nil

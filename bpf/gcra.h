@@ -20,6 +20,18 @@ static __always_inline bool gcra_conforms(__u64 tat, __u64 cost, __u64 burst, __
 	return (tat > now ? tat : now) + cost <= now + burst;
 }
 
+/*
+ * Owed is at most the burst. More comes from a time when the limit was lower, and is let off, so
+ * that a raised limit frees those whom the old one blocked.
+ */
+static __always_inline void gcra_settle(__u64 *tat, __u64 burst, __u64 now)
+{
+	__u64 old = READ_ONCE(*tat);
+
+	if (unlikely(old > now + burst && !(old & TAT_PENALTY)))
+		__sync_val_compare_and_swap(tat, old, now + burst);
+}
+
 enum gcra { GCRA_PASS, GCRA_OVER, GCRA_CONTENDED };
 
 /* Advances the TAT if the packet conforms, against other CPUs: four tries. */

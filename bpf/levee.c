@@ -47,7 +47,7 @@ static __always_inline enum reason way(struct xdp_md *ctx, const struct control 
 	reason = stage_control(control, pkt);
 	if (reason != REASON_CONTINUE)
 		return reason;
-	return cfg_limits ? stage_limit(pkt) : REASON_CONTINUE;
+	return cfg_limits ? stage_limit(control, pkt) : REASON_CONTINUE;
 }
 
 SEC("xdp")

@@ -50,6 +50,8 @@ static __always_inline __u32 thresholds_of(const struct pkt *pkt)
 		set |= 1 << THRESHOLD_ICMP;
 	if (pkt->flags & PKT_FRAGMENT)
 		set |= 1 << THRESHOLD_FRAGMENTS;
+	if (pkt->protocol == PROTO_UNKNOWN) /* behind too many headers: it may be any of them */
+		set |= 1 << THRESHOLD_SYN | 1 << THRESHOLD_UDP | 1 << THRESHOLD_ICMP;
 	return set;
 }
 
@@ -78,11 +80,17 @@ static __always_inline enum reason aggregate_charge(const struct limit *limit, _
 	struct aggregate_bucket *bucket;
 	struct source prefix;
 	__u32 length = pkt->family == FAMILY_IPV4 ? limit->aggregate4 : limit->aggregate6;
-	__u64 key, burst;
+	__u32 units = 1, set = thresholds_of(pkt);
+	__u64 key, burst = READ_ONCE(rate->burst);
 
-	if (!rate->burst)
-		rate = &limit->threshold[THRESHOLD_PACKETS];
-	burst = READ_ONCE(rate->burst);
+	/* Without a rate of its own, what one source may send is what its untracked ones may. */
+	for (__u32 i = 0; i < THRESHOLD_MAX; i++) {
+		if (burst || !(set & 1 << i))
+			continue;
+		rate = &limit->threshold[i];
+		burst = READ_ONCE(rate->burst);
+		units = i == THRESHOLD_BITS ? pkt->length : 1;
+	}
 	if (!burst)
 		return REASON_CONTINUE;
 
@@ -96,10 +104,15 @@ static __always_inline enum reason aggregate_charge(const struct limit *limit, _
 	for (int i = 0; i < AGGREGATE_WAYS; i++) {
 		if (READ_ONCE(bucket->key[i]) != key)
 			continue;
-		if (gcra_charge(&bucket->tat[i], rate_cost(rate, 1), burst, now) != GCRA_OVER)
-			return REASON_CONTINUE;
-		pkt->threshold = COUNT_AGGREGATE;
-		return REASON_LIMIT_AGGREGATE;
+		gcra_settle(&bucket->tat[i], burst, now);
+		switch (gcra_charge(&bucket->tat[i], rate_cost(rate, units), burst, now)) {
+		case GCRA_OVER:
+			pkt->threshold = COUNT_AGGREGATE;
+			return REASON_LIMIT_AGGREGATE;
+		case GCRA_CONTENDED:
+			stat_add(STAT_CONTENDED);
+		}
+		return REASON_CONTINUE;
 	}
 	for (int i = 0; i < AGGREGATE_WAYS; i++) {
 		__u64 old = READ_ONCE(bucket->key[i]);
@@ -108,7 +121,7 @@ static __always_inline enum reason aggregate_charge(const struct limit *limit, _
 			continue;
 		if (__sync_val_compare_and_swap(&bucket->key[i], old, key) != old)
 			continue;
-		gcra_charge(&bucket->tat[i], rate_cost(rate, 1), burst, now);
+		gcra_charge(&bucket->tat[i], rate_cost(rate, units), burst, now);
 		return REASON_CONTINUE;
 	}
 	stat_add(STAT_AGGREGATE_FULL);
@@ -160,6 +173,27 @@ static __always_inline bool penalized(const struct limit *limit, struct source_s
 	return false;
 }
 
+/*
+ * Keeps a source's slot until what it owes is paid: whoever lost his slot before would come back
+ * with a fresh burst.
+ */
+static __always_inline void owes(const struct source *src, const struct source_state *state,
+				 __u32 set, __u64 now)
+{
+	struct source_tags *tags = lookup(source_tags, src->index / SOURCE_WAYS);
+	__u64 until = now;
+
+	if (!tags)
+		return;
+	for (__u32 i = 0; i < THRESHOLD_MAX; i++) {
+		__u64 tat = READ_ONCE(state->tat[i]) & ~TAT_PENALTY;
+
+		if (set & 1 << i && tat > until)
+			until = tat;
+	}
+	tag_touch(&tags->tag[src->index % SOURCE_WAYS], src->tag, until);
+}
+
 /* Measures a tracked packet by every threshold first, and charges it only if it passes all. */
 static __always_inline enum reason limit_charge(const struct limit *limit, const struct source *src,
 						struct pkt *pkt, __u64 now)
@@ -181,6 +215,7 @@ static __always_inline enum reason limit_charge(const struct limit *limit, const
 
 		if (!(set & 1 << i) || !burst || over != THRESHOLD_MAX)
 			continue;
+		gcra_settle(&state->tat[i], burst, now);
 		if (!gcra_conforms(READ_ONCE(state->tat[i]),
 				   rate_cost(rate, i == THRESHOLD_BITS ? pkt->length : 1), burst,
 				   now))
@@ -207,14 +242,16 @@ static __always_inline enum reason limit_charge(const struct limit *limit, const
 			}
 		}
 	}
-	if (over == THRESHOLD_MAX)
+	if (over == THRESHOLD_MAX) {
+		owes(src, state, set, now);
 		return REASON_CONTINUE;
+	}
 	pkt->threshold = over;
 	return REASON_LIMIT_PACKETS + over;
 }
 
-/* Holds each source to its limit. */
-__noinline enum reason stage_limit(struct pkt *pkt)
+/* Holds a packet's source to one limit. */
+__noinline enum reason limit_source(struct pkt *pkt, __u32 number)
 {
 	const struct control *control = lookup(controls, 0);
 	struct limit *limit;
@@ -222,12 +259,10 @@ __noinline enum reason stage_limit(struct pkt *pkt)
 	struct source src = {};
 	enum reason reason = REASON_CONTINUE;
 	enum tracked tracked;
-	__u32 number;
 	__u64 now;
 
 	if (!pkt || !control)
 		return REASON_CONTINUE;
-	number = limit_number(control, pkt);
 	limit = lookup(limits, number);
 	if (!limit || !(limit->flags & LIMIT_ENABLED))
 		return REASON_CONTINUE;
@@ -263,4 +298,26 @@ __noinline enum reason stage_limit(struct pkt *pkt)
 			penalize(limit, &src, state, now);
 	}
 	return reason;
+}
+
+/*
+ * Holds each source to its limit. One that only monitors must not exempt from the default: it is
+ * measured for its counters, and the way goes on to the default.
+ */
+static __always_inline enum reason stage_limit(const struct control *control, struct pkt *pkt)
+{
+	__u32 number = limit_number(control, pkt);
+	struct limit *limit = lookup(limits, number);
+	enum reason reason;
+
+	if (number && limit && limit->flags & LIMIT_MONITOR && !control->monitor) {
+		reason = limit_source(pkt, number);
+		if (reason >= REASON_FIRST_DROP && pkt->shadow < REASON_FIRST_DROP) {
+			pkt->shadow = reason;
+			pkt->shadow_limit = number;
+			pkt->shadow_threshold = pkt->threshold;
+		}
+		number = 0;
+	}
+	return limit_source(pkt, number);
 }

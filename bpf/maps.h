@@ -87,12 +87,14 @@ PERCPU(pending, struct pending_set, 1);
 /* hash(prefix, limit) -> four cells. The program writes. A cell that owes nothing is free. */
 ARRAY(aggregates, struct aggregate_bucket, 1 << 14);
 
-/* Theoretical arrival time of the caps of control packets, one line each; index enum family. */
+/* Theoretical arrival time of the caps of control packets, one line each: enum family's
+ * ICMP errors (ARP for the other), then neighbour discovery. */
 struct control_cap {
 	__u64 tat;
 	__u64 pad[7];
 };
-ARRAY(control_caps, struct control_cap, FAMILY_MAX);
+enum { CAP_NEIGHBOUR = FAMILY_MAX, CAPS };
+ARRAY(control_caps, struct control_cap, CAPS);
 
 /*
  * Counters, per CPU: the program writes, user space reads and sums.

@@ -45,7 +45,10 @@ func ethernetRows() []row {
 		pass("two service tags", func(w *world) *packet.Packet { return packet.New().SVLAN(7).SVLAN(8).IP(w.src, w.dst).TCP(1, 2) }),
 		ends("third tag", func(w *world) *packet.Packet {
 			return packet.New().SVLAN(7).VLAN(8).VLAN(9).IP(w.src, w.dst).TCP(1, 2)
-		}, nonIP),
+		}, cutEthernet),
+		ends("three priority tags", func(w *world) *packet.Packet {
+			return packet.New().VLAN(0).VLAN(0).VLAN(0).IP(w.src, w.dst).TCP(1, 2)
+		}, cutEthernet),
 		ends("arp behind two tags", func(w *world) *packet.Packet {
 			return packet.New().SVLAN(7).VLAN(8).ARP(netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"))
 		}, arp),
@@ -56,7 +59,7 @@ func ethernetRows() []row {
 		}, cutEthernet),
 		ends("third tag announced at the frame's end", func(w *world) *packet.Packet {
 			return packet.New().VLAN(7).VLAN(8).Type(packet.TypeVLAN)
-		}, nonIP),
+		}, cutEthernet),
 		ends("IP type and nothing else", func(w *world) *packet.Packet {
 			if w.v6() {
 				return packet.New().Type(packet.TypeIPv6)

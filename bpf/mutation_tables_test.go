@@ -512,6 +512,13 @@ func limitRows() []row {
 		row{name: "a slot that is being filled by another", packet: tcp, setup: func(w *world) { w.Busy(w.group(), 0) },
 			want: []outcome{contended.times(2)}, stats: map[bpf.Stat]uint64{bpf.StatContended: 2}},
 
+		row{name: "a source of the same bucket and fingerprint is another", packet: tcp, setup: func(w *world) {
+			w.Limit(0, three)
+			for range 4 {
+				w.send(packet.New().IP(w.Alike(w.group(), 0), w.dst).TCP(1, 2))
+			}
+		}, want: []outcome{clean.times(3), overPackets.times(2)}},
+
 		// grouping
 		row{name: "grouped by a shorter prefix", packet: tcp, setup: func(w *world) {
 			l := three

@@ -48,7 +48,7 @@ func chapters() []chapter {
 			{"LLDP, spanning tree, 802.1X, PPPoE, MPLS", 0, ether(0x88CC), "not Levee's to judge"},
 			{"a third VLAN tag", 0, func(w *world) *packet.Packet {
 				return packet.New().SVLAN(1).VLAN(2).VLAN(3).IP(w.src, w.dst).TCP(1, 2)
-			}, "two are read, 802.1Q and 802.1ad in any order; hosts that stack three are not known"},
+			}, "two are read, 802.1Q and 802.1ad in any order; Linux strips any number of priority tags, so passing a third would be a way around bans"},
 			{"the QinQ type 0x9100", 0, ether(0x9100), "no standard, and the kernel does not read it either"},
 			{"a VLAN tag that is cut off", 0, func(*world) *packet.Packet { return packet.New().VLAN(1).Truncate(16) }, "the kernel discards it"},
 		}},

@@ -12,18 +12,19 @@
  * a header past it is unknown, not missing.
  */
 enum {
-	VLAN_MAX = 2,	    /* 802.1ad + 802.1Q; a third tag is not IP to this host either */
+	VLAN_MAX = 2,	    /* 802.1ad + 802.1Q; Linux would strip more, so more are dropped */
 	EXTENSION_MAX = 8,  /* IPv6 extension headers; behind more, the L4 is unknown */
 	HEADERS_MAX = 4096, /* bytes from the start of the frame; behind more, likewise */
 	PROTO_UNKNOWN = 255,
 };
 
 enum pkt_flags {
-	PKT_FRAGMENT = 1, /* any fragment, the first one too */
-	PKT_PORTS = 2,	  /* sport and dport were read */
-	PKT_SYN = 4,	  /* TCP with SYN and without ACK */
-	PKT_CONTROL = 8,  /* ARP, neighbour discovery or an ICMP error */
-	PKT_L4_BAD = 16,  /* a transport header that the kernel would discard */
+	PKT_FRAGMENT = 1,   /* any fragment, the first one too */
+	PKT_PORTS = 2,	    /* sport and dport were read */
+	PKT_SYN = 4,	    /* TCP with SYN and without ACK */
+	PKT_CONTROL = 8,    /* ARP, neighbour discovery or an ICMP error */
+	PKT_L4_BAD = 16,    /* a transport header that the kernel would discard */
+	PKT_NEIGHBOUR = 32, /* neighbour discovery, which is control, too */
 };
 
 struct pkt {
@@ -43,11 +44,13 @@ struct pkt {
 	__u8 hop_limit;
 
 	/* what the stages found out */
-	__u16 list;	/* of the ban that matched */
-	__u8 limit;	/* number of the limit that spoke */
-	__u8 threshold; /* … and which of its counters */
-	bool monitor;	/* what spoke is in monitor mode */
-	__u8 shadow;	/* the reason of a drop that only monitors; the way went on */
+	__u16 list;	   /* of the ban that matched */
+	__u8 limit;	   /* number of the limit that spoke */
+	__u8 threshold;	   /* … and which of its counters */
+	bool monitor;	   /* what spoke is in monitor mode */
+	__u8 shadow_limit; /* which limit monitored it */
+	__u8 shadow_threshold;
+	__u8 shadow; /* the reason of a drop that only monitors; the way went on */
 };
 
 static __always_inline void *at(struct xdp_md *ctx, __u32 offset, __u32 size)
@@ -143,6 +146,10 @@ static __always_inline enum reason parse_l3(struct xdp_md *ctx, struct pkt *pkt)
 	case cpu_to_be16(ETH_P_ARP):
 		pkt->flags |= PKT_CONTROL;
 		return REASON_NON_IP;
+	case cpu_to_be16(ETH_P_8021Q):
+	case cpu_to_be16(ETH_P_8021AD):
+		/* Priority tags are stripped without a VLAN device: passing would be a way around. */
+		return REASON_MALFORMED_L3;
 	}
 	return REASON_NON_IP;
 }
@@ -291,7 +298,7 @@ static __always_inline bool parse_transport(struct xdp_md *ctx, struct pkt *pkt)
 			pkt->flags |= PKT_CONTROL;
 		} else if (icmp->type >= 133 && icmp->type <= 137 && pkt->hop_limit == 255) {
 			/* RFC 4861: 255 proves that it comes from this link */
-			pkt->flags |= PKT_CONTROL;
+			pkt->flags |= PKT_CONTROL | PKT_NEIGHBOUR;
 		}
 		return true;
 	}

@@ -3,6 +3,7 @@
 
 #include "hash.h"
 #include "maps.h"
+#include "stat.h"
 
 /* What a packet is charged to. */
 struct source {
@@ -25,14 +26,6 @@ static __always_inline __u64 tag_with_seen(__u64 tag, __u64 ns)
 static __always_inline __s64 tag_age(__u64 tag, __u64 now)
 {
 	return (__s64)(now >> SEEN_SHIFT) - (__s64)(tag >> TAG_SEEN_SHIFT & TAG_SEEN_MASK);
-}
-
-static __always_inline void stat_add(enum stat stat)
-{
-	__u64 *count = lookup(stats, stat);
-
-	if (count)
-		*count += 1;
 }
 
 /* Moves `seen` forward to a time. False if someone else changed the tag to another source's. */

@@ -251,7 +251,7 @@ _Static_assert(sizeof(struct limit) == 128, "limit");
  *
  *   tag:  fingerprint 16 | limit 8 | seen 38 | family 1 | live 1   (high to low)
  *
- * seen is the last packet's time, or the penalty's end when that is later, in units of 2^24 ns.
+ * seen is the last packet's time, or when its debts are paid or its penalty ends if that is later, in units of 2^24 ns.
  * A tag that is not live is empty (0) or busy: claimed, its entry not filled yet.
  */
 enum source_tag {

@@ -80,16 +80,21 @@ static __always_inline void sample(struct xdp_md *ctx, const struct control *con
 
 /* The only place that counts, samples, and turns a reason into an action. */
 static __always_inline enum xdp_action verdict(struct xdp_md *ctx, const struct control *control,
-					       const struct pkt *pkt, enum reason reason)
+					       struct pkt *pkt, enum reason reason)
 {
-	bool monitored;
+	bool monitored = control->monitor || pkt->monitor;
 
 	if (reason == REASON_CONTINUE)
 		reason = REASON_CLEAN;
-	if (reason < REASON_FIRST_DROP && pkt->shadow)
+	if (reason < REASON_FIRST_DROP && pkt->shadow) {
 		reason = pkt->shadow;
-	monitored = reason >= REASON_FIRST_DROP &&
-		    (control->monitor || pkt->shadow == reason || pkt->monitor);
+		monitored = true;
+		if (reason >= REASON_PENALTY) {
+			pkt->limit = pkt->shadow_limit;
+			pkt->threshold = pkt->shadow_threshold;
+		}
+	}
+	monitored &= reason >= REASON_FIRST_DROP;
 
 	count(lookup(counters,
 		     ((cfg_interface_slot * REASON_MAX + reason) * FAMILY_MAX + pkt->family) * 2 +

@@ -108,6 +108,8 @@ func Parse(frame []byte, readable int) Packet {
 		r.ipv6(&p)
 	case 0x0806:
 		p.Verdict, p.Control = NonIP, true
+	case 0x8100, 0x88A8:
+		p.Verdict = MalformedL3 // Linux strips any number of priority tags
 	default:
 		p.Verdict = NonIP
 	}

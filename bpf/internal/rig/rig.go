@@ -127,7 +127,8 @@ func (r *Rig) String() string { return fmt.Sprintf("secret %#x", r.secret) }
 func (r *Rig) Run(frame []byte) (uint32, error) { return r.Repeat(frame, 1) }
 
 // Repeat hands a frame to the program n times on this thread's CPU, in one system call, and returns
-// the last verdict.
+// the last verdict. It begins and ends with the kernel patching its own code, so a few packets are
+// sent faster one by one.
 func (r *Rig) Repeat(frame []byte, n int) (uint32, error) {
 	if len(frame) > FirstBuffer && !r.frags {
 		return 0, fmt.Errorf("run a frame of %d bytes: more than %d need Features.Frags", len(frame), FirstBuffer)

@@ -334,14 +334,38 @@ func (r *Rig) SetSourceState(index uint32, s bpf.SourceState) {
 	put(r, bpf.LeveeMapSourceStates, index, s)
 }
 
-// Busy makes a source's slot look as if another CPU were filling it just now.
-func (r *Rig) Busy(source netip.Addr, limit uint8) {
+// hashOf is that of a source under a limit, and the family that it mixes in.
+func (r *Rig) hashOf(source netip.Addr, limit uint8) (uint64, bpf.Family) {
 	hi, lo := words(source)
 	family := bpf.FamilyIPv6
 	if source.Is4() {
 		family = bpf.FamilyIPv4
 	}
-	hash := r.hash64(r.hash128(hi, lo) + uint64(limit)<<8 + uint64(family))
+	return r.hash64(r.hash128(hi, lo) + uint64(limit)<<8 + uint64(family)), family
+}
+
+// Alike finds another source (a group of the default lengths) that falls into the same bucket under
+// a limit, with the same fingerprint.
+func (r *Rig) Alike(source netip.Addr, limit uint8) netip.Addr {
+	mine, family := r.hashOf(source, limit)
+	mask := uint64(r.buckets(bpf.LeveeMapSourceTags)-1) | 0xFFFF<<bpf.TagPrintShift
+	hi, lo := words(source)
+	for {
+		if family == bpf.FamilyIPv4 {
+			lo = uint64(uint32(lo + 1))
+		} else {
+			hi++
+		}
+		other := Address(family, hi, lo)
+		if hash, _ := r.hashOf(other, limit); hash&mask == mine&mask {
+			return other
+		}
+	}
+}
+
+// Busy makes a source's slot look as if another CPU were filling it just now.
+func (r *Rig) Busy(source netip.Addr, limit uint8) {
+	hash, family := r.hashOf(source, limit)
 	var tags bpf.SourceTags
 	tags.Tag[0] = hash>>bpf.TagPrintShift<<bpf.TagPrintShift | uint64(limit)<<bpf.TagLimitShift |
 		uint64(family-bpf.FamilyIPv4)<<bpf.TagFamilyShift | Monotonic()>>bpf.SeenShift<<bpf.TagSeenShift
