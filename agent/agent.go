@@ -58,7 +58,12 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, e.close()) }()
+	defer func() {
+		if errors.Is(err, errStuck) {
+			return // a task may still write to the tables: they go with the process
+		}
+		err = errors.Join(err, e.close())
+	}()
 	tasks := []task{
 		e.apiServer(),
 		&simple{name: "reconcile", run: e.reconciler.Run},
@@ -126,9 +131,12 @@ func (e *engine) run(ctx context.Context, tasks []task, ready func()) error {
 	case err := <-done:
 		return err
 	case <-time.After(stopTimeout):
-		return errors.New("tasks did not end in time")
+		return errStuck
 	}
 }
+
+// errStuck says that a task goes on after its context has ended.
+var errStuck = errors.New("tasks did not end in time")
 
 func notify(what string) {
 	_, _ = daemon.SdNotify(false, what) // nobody may be listening

@@ -165,7 +165,8 @@ func (e *engine) decide(proposals []state.Proposal) ([]state.Outcome, error) {
 	var prefixes []netip.Prefix
 	var of []int
 	for i := range outcomes {
-		if s := outcomes[i].Status; s != state.StatusRefused && s != state.StatusUnchanged {
+		// What the state holds unchanged the kernel may lack, if it once had no room.
+		if outcomes[i].Status != state.StatusRefused {
 			prefixes, of = append(prefixes, outcomes[i].Prefix), append(of, i)
 		}
 	}
@@ -181,7 +182,9 @@ func (e *engine) takeBack(outcomes []state.Outcome, of []int, failed []*state.Er
 	var prefixes []netip.Prefix
 	for i, err := range failed {
 		if o := &outcomes[of[i]]; err != nil && o.Status != state.StatusRemoved {
-			undo, prefixes = append(undo, *o), append(prefixes, o.Prefix)
+			if o.Status != state.StatusUnchanged {
+				undo, prefixes = append(undo, *o), append(prefixes, o.Prefix)
+			}
 			*o = state.Outcome{Prefix: o.Prefix, Status: state.StatusRefused, Error: err}
 		}
 	}
