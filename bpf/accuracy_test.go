@@ -315,11 +315,11 @@ func TestAccuracyContended(t *testing.T) {
 	r := loadDefault(t)
 	for _, w := range worlds(t, r) {
 		var l rig.Limit
-		l.Thresholds[bpf.ThresholdPackets] = rig.Rate{PerSecond: 1e6, Burst: 1000}
+		l.Thresholds[bpf.ThresholdPackets] = rig.Rate{PerSecond: 1e6, Burst: 1e5}
 		r.Reset()
 		r.Limit(0, l)
 		s := &stream{
-			name: w.family.String(), source: w.src, frame: tcp(w).Bytes(), unit: 1, rate: 1e6, burst: 1000, cpus: []int{0, 1},
+			name: w.family.String(), source: w.src, frame: tcp(w).Bytes(), unit: 1, rate: 1e6, burst: 1e5, cpus: []int{0, 1},
 		}
 		before := r.Stats()[bpf.StatContended]
 		play(t, r, []*stream{s}, 500*time.Millisecond)
