@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 
@@ -200,6 +201,9 @@ func (st *stage) shares() (string, error) {
 	total := uint64(0)
 	for _, n := range verdicts {
 		total += n
+	}
+	if total == 0 {
+		return "", errors.New("no packet was counted")
 	}
 	reasons := slices.SortedFunc(maps.Keys(verdicts), func(a, b bpf.Reason) int {
 		return cmp.Compare(verdicts[b], verdicts[a])

@@ -134,6 +134,11 @@ func (s *shield) newStage(slot uint32) (*stage, error) {
 		st.maps[name] = m
 		s.closers = append(s.closers, m)
 	}
+	// A slot that is nobody's is not read.
+	err = s.maps[bpf.LeveeMapInterfaces].Put(slot, bpf.Interface{Ifindex: slot + 1})
+	if err != nil {
+		return nil, fmt.Errorf("claim slot %d: %w", slot, err)
+	}
 	return st, nil
 }
 
