@@ -415,6 +415,14 @@ func controlRows() []row {
 				w.send(anARP(w))
 			}
 		}, want: []outcome{clean}},
+		{name: "errors do not spend neighbour discovery's cap", only: only6,
+			packet: func(w *world) *packet.Packet { return w.ip().HopLimit(255).ICMPv6(135, 0).Payload(16) },
+			setup: func(w *world) {
+				capped(w)
+				for range 5 {
+					w.send(w.icmp(w.ip(), 3, 1))
+				}
+			}, want: []outcome{control}},
 		{name: "errors pass while arp is over its cap", packet: func(w *world) *packet.Packet { return w.icmp(w.ip(), 3, 1) },
 			setup: func(w *world) {
 				capped(w)

@@ -479,10 +479,23 @@ func limitRows() []row {
 			w.Fill()
 			w.Limit(0, three)
 		}, want: []outcome{untracked.times(3), overTogether.nobody().times(2)}, stats: map[bpf.Stat]uint64{bpf.StatUntracked: 5}},
-		row{name: "no room and no rate for a prefix", packet: syn, setup: func(w *world) {
+		row{name: "no room and a rate for connections alone", packet: syn, setup: func(w *world) {
+			w.Fill()
+			w.Limit(0, rig.Limit{Thresholds: slow(bpf.ThresholdSYN, 1)})
+		}, want: []outcome{untracked, overTogether.nobody().times(2)}, stats: map[bpf.Stat]uint64{bpf.StatUntracked: 3}},
+		row{name: "no room and no rate that fits", packet: tcp, setup: func(w *world) {
 			w.Fill()
 			w.Limit(0, rig.Limit{Thresholds: slow(bpf.ThresholdSYN, 1)})
 		}, want: []outcome{untracked.times(3)}, stats: map[bpf.Stat]uint64{bpf.StatUntracked: 3}},
+		row{name: "a raised limit frees whom the old one blocked", packet: tcp, setup: func(w *world) {
+			w.Limit(0, three)
+			for range 3 {
+				w.send(tcp(w))
+			}
+			l := rig.Limit{}
+			l.Thresholds[bpf.ThresholdPackets] = rig.Rate{PerSecond: 10e6, Burst: 1000}
+			w.Limit(0, l)
+		}, want: []outcome{overPackets, clean.times(3)}},
 		row{name: "no room, monitored", packet: tcp, setup: func(w *world) {
 			w.Fill()
 			w.Limit(0, rig.Limit{Aggregate: hourly(2), Flags: bpf.LimitMonitor})
