@@ -294,14 +294,14 @@ func (b *ban4) put(addr uint32, length int, v content) (change, bool) {
 		return kept, false
 	}
 	old, was := b.kept(first, length)
-	wrote, ok := false, true
+	var wrote bool
 	if length == c.bits() {
 		wrote = b.offer(first, v)
 	} else {
-		wrote, ok = b.spread(first, v)
-	}
-	if !ok {
-		return kept, false
+		var ok bool
+		if wrote, ok = b.spread(first, v); !ok {
+			return kept, false
+		}
 	}
 	if !was {
 		b.lengths[length]++

@@ -95,6 +95,7 @@ func decodeEvent(raw []byte) (Event, error) {
 		event.Source, event.Destination = addr4(uint32(e.Src[1])), addr4(uint32(e.Dst[1]))
 	case bpf.FamilyIPv6:
 		event.Source, event.Destination = addr6(e.Src[0], e.Src[1]), addr6(e.Dst[0], e.Dst[1])
+	case bpf.FamilyOther: // has no addresses
 	}
 	return event, nil
 }

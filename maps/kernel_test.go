@@ -21,7 +21,7 @@ type setup struct {
 	secret   [2]uint64
 
 	// Smaller tables than settings allow, so that they fill: buckets and cells, powers of two.
-	buckets4, buckets6, cells6, sources uint32
+	buckets4, buckets6, cells6 uint32
 }
 
 // onlyBans is a program with nothing but the ban list, and small tables.
