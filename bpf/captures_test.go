@@ -162,9 +162,13 @@ func reasonOf(p reference.Packet) bpf.Reason {
 }
 
 // comparable is what the two parsers are compared by: an event has no flag that says that it has
-// ports, and a packet that is dropped as malformed or martian, or is control, comes to no limit.
+// ports, and a packet that is dropped as malformed or martian, or is control, comes to no limit. What
+// is behind too many headers may be a SYN, so the limit takes it for one.
 func comparable(p reference.Packet) reference.Packet {
 	p.Ports = false
+	if p.Protocol == reference.Unknown {
+		p.SYN = false
+	}
 	if p.Verdict != reference.Sound || p.Control {
 		p.SYN, p.Fragment = false, false
 	}
