@@ -16,12 +16,17 @@ func TestMonitoringLimitIsNoExemption(t *testing.T) {
 			w.Limit(0, rig.Limit{Thresholds: slow(bpf.ThresholdPackets, 3)})
 			w.Limit(3, rig.Limit{Thresholds: slow(bpf.ThresholdPackets, 1), Flags: bpf.LimitMonitor})
 			w.BindService(packet.TCPNumber, 443, 3)
+			before := w.Snapshot() // other tests have counted, too
 			for range 10 {
 				w.send(tcp(w))
 			}
-			passed := w.Count(bpf.ReasonClean, w.family, false).Packets
-			monitored := w.Count(bpf.ReasonLimitPackets, w.family, true).Packets
-			dropped := w.Count(bpf.ReasonLimitPackets, w.family, false).Packets
+			after := w.Snapshot()
+			moved := func(reason bpf.Reason, monitored bool) uint64 {
+				return after.Count(w.Slot, reason, w.family, monitored).Packets - before.Count(w.Slot, reason, w.family, monitored).Packets
+			}
+			passed := moved(bpf.ReasonClean, false)
+			monitored := moved(bpf.ReasonLimitPackets, true)
+			dropped := moved(bpf.ReasonLimitPackets, false)
 			if passed != 1 || monitored != 2 || dropped != 7 {
 				t.Errorf("of 10 packets %d passed, %d were monitored and %d dropped; want 1, 2 and 7", passed, monitored, dropped)
 			}
@@ -55,8 +60,7 @@ func TestDebtKeepsSlot(t *testing.T) {
 			if now, err := w.SourceIndex(w.group(), 0); err != nil || now != index {
 				t.Errorf("the source had slot %d and has %d (%v) after 4,096 newcomers", index, now, err)
 			}
-			w.send(tcp(w))
-			if n := w.Count(bpf.ReasonLimitPackets, w.family, false).Packets; n == 0 {
+			if run(t, w.Rig, tcp(w).Bytes()) != xdpDrop {
 				t.Error("the source got a fresh burst")
 			}
 		})

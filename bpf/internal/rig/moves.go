@@ -253,6 +253,11 @@ func (m Moves) Compare(want Moves) string {
 	return b.String()
 }
 
+// Count is a reason's counter of an interface.
+func (s Snapshot) Count(slot uint32, reason bpf.Reason, family bpf.Family, monitored bool) bpf.Counter {
+	return s.Counters[counterIndex(slot, reason, family, monitored)]
+}
+
 // Reason is how many packets were counted under a reason, enforced and monitored together.
 func (s Snapshot) Reason(slot uint32, reason bpf.Reason, family bpf.Family) uint64 {
 	i := counterIndex(slot, reason, family, false)
