@@ -207,6 +207,29 @@ func TestFull(t *testing.T) {
 	d.want("192.0.2.1/32 192.0.2.2/32")
 }
 
+// A ban that the state has already is not confirmed before the kernel has it, too.
+func TestUnchangedIsEnforced(t *testing.T) {
+	k := newFakeKernel()
+	d := newDaemon(t, k, "")
+	item := state.BanItem{Prefix: "192.0.2.1"}
+	d.ban(item)
+	lose := func(room int) {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		clear(k.bans)
+		k.room = room
+	}
+	lose(0)
+	if r := d.ban(item); r.Refused != 1 || r.Bans[0].Error == nil || r.Bans[0].Error.Code != state.CodeFull {
+		t.Errorf("with no room: %+v", r)
+	}
+	lose(1)
+	if r := d.ban(item); r.Done != 1 || r.Bans[0].Status != state.StatusUnchanged {
+		t.Errorf("with room: %+v", r)
+	}
+	d.want("192.0.2.1/32")
+}
+
 func TestExpiry(t *testing.T) {
 	d := newDaemon(t, newFakeKernel(), "")
 	d.ban(state.BanItem{Prefix: "192.0.2.1", For: "50ms"}, state.BanItem{Prefix: "192.0.2.2"})
