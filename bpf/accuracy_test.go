@@ -294,7 +294,9 @@ func TestAccuracyFlatOut(t *testing.T) {
 	}
 	r := loadDefault(t)
 	for _, s := range streams(t, r, []float64{0}) {
-		if len(s.cpus) != 2 {
+		// The coarse clock stands still for longer than a tick when a virtual machine's tick comes
+		// late, and that much more may pass at once: its streams are judged in TestAccuracy.
+		if len(s.cpus) != 2 || s.coarse {
 			continue
 		}
 		before := r.Stats()[bpf.StatContended]

@@ -227,7 +227,8 @@ enum limit_flags {
 	/*
 	 * Tell the time by the coarse clock, which costs a quarter of the exact one but stands still
 	 * within a tick. Right where the bursts are many ticks long; user space makes them a tick
-	 * shorter, and so no window admits more than burst + rate * time.
+	 * shorter, and so no window admits more than burst + rate * time, plus what is due for
+	 * the time by which a tick is late: a busy virtual machine's may be.
 	 */
 	LIMIT_COARSE = 8,
 };
