@@ -122,17 +122,18 @@ func (b *Bans) Get(p netip.Prefix) (Ban, bool) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	var v content
-	var ok bool
-	if addr := p.Addr(); addr.Is4() {
-		v, ok = b.v4.get(uint4(addr), p.Bits())
-	} else {
-		v, ok = b.v6.get(keyOf6(p))
-	}
+	v, ok := b.get(p)
 	if !ok {
 		return Ban{}, false
 	}
 	return Ban{Prefix: p, List: v.list, Monitor: v.monitor, Expires: v.expires}, true
+}
+
+func (b *Bans) get(p netip.Prefix) (content, bool) {
+	if addr := p.Addr(); addr.Is4() {
+		return b.v4.get(uint4(addr), p.Bits())
+	}
+	return b.v6.get(keyOf6(p))
 }
 
 // Lookup answers for an address as the program does: the ban by which its packets are dropped, or
@@ -189,13 +190,15 @@ func (b *Bans) PutAll(bans iter.Seq[Ban]) (Changes, error) {
 	defer b.mu.Unlock()
 	l := bulk{bans: b}
 	l.load(bans)
+	l.release()
 	l.changes.Full = len(l.left)
 	return l.changes, l.err()
 }
 
 // Sync makes the table equal to a wanted set: what is wanted is put first, then what is not wanted
 // is taken away, and what the table holds already is not written. So an address that is banned
-// before and after is banned all the time, whichever prefixes ban it. It reads the whole table
+// before and after is banned all the time, whichever prefixes ban it; for that, what stops enforcing
+// is put when all that enforces is in place. It reads the whole table
 // first, and puts right what does not belong there. Errors are those of PutAll; the wanted bans
 // that found no room while the unwanted ones were there have been tried again. The sequence must
 // not call Bans; of a prefix that occurs twice, the last counts.
@@ -214,6 +217,7 @@ func (b *Bans) Sync(wanted iter.Seq[Ban]) (Changes, error) {
 	for _, ban := range left {
 		l.add(ban)
 	}
+	l.release()
 	l.changes.Full = len(l.left)
 	return l.changes, l.err()
 }
@@ -223,8 +227,12 @@ type bulk struct {
 	bans    *Bans
 	changes Changes
 	left    []Ban // found no room
-	wrong   error // the first that was wrong
-	wrongs  int
+
+	// What would stop enforcing waits until all that enforces is in place, which may take over.
+	postponed map[netip.Prefix]Ban
+
+	wrong  error // the first that was wrong
+	wrongs int
 }
 
 // load puts a sequence of bans. It works in batches: what a put needs of the tables lies in places
@@ -255,7 +263,45 @@ func (l *bulk) load(bans iter.Seq[Ban]) {
 	flush()
 }
 
+// postpone tells whether a ban has to wait: it enforces in the table and would not do so any more.
+// Until then it is put as it stands, so that it counts as wanted.
+func (l *bulk) postpone(ban Ban) bool {
+	if len(l.postponed) > 0 {
+		delete(l.postponed, ban.Prefix) // of a prefix that occurs twice, the last counts
+	}
+	if !ban.Monitor && lived(ban.Expires) {
+		return false
+	}
+	old, ok := l.bans.get(ban.Prefix)
+	if !ok || old.monitor || !lived(old.expires) {
+		return false
+	}
+	if _, ok := l.bans.put(Ban{Prefix: ban.Prefix, List: old.list, Expires: old.expires}); !ok {
+		return false
+	}
+	if l.postponed == nil {
+		l.postponed = make(map[netip.Prefix]Ban)
+	}
+	l.postponed[ban.Prefix] = ban
+	return true
+}
+
+// release puts what was postponed.
+func (l *bulk) release() {
+	for _, ban := range l.postponed {
+		l.put(ban)
+	}
+	l.postponed = nil
+}
+
 func (l *bulk) add(ban Ban) {
+	if !l.postpone(ban) {
+		l.put(ban)
+	}
+}
+
+// put puts a ban, and counts what came of it.
+func (l *bulk) put(ban Ban) {
 	what, ok := l.bans.put(ban)
 	if !ok {
 		l.left = append(l.left, ban)

@@ -204,6 +204,63 @@ func TestSyncKeepsWhatStays(t *testing.T) {
 	}
 }
 
+// TestTakeOver lets a ban that stops enforcing come long before the ones that take over from it.
+func TestTakeOver(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		before Ban
+		after  []netip.Prefix // enforce from then on
+		always netip.Addr
+	}{
+		{"ipv4", Ban{Prefix: prefix("192.0.2.0/24")}, []netip.Prefix{prefix("192.0.2.7/32")}, netip.MustParseAddr("192.0.2.7")},
+		{"ipv4, wide", Ban{Prefix: prefix("192.0.0.0/12")}, []netip.Prefix{prefix("192.0.2.0/27")}, netip.MustParseAddr("192.0.2.7")},
+		{"ipv6", Ban{Prefix: prefix("2001:db8::/32")}, []netip.Prefix{prefix("2001:db8::/64")}, netip.MustParseAddr("2001:db8::7")},
+	} {
+		for _, ends := range []struct {
+			name string
+			ban  Ban
+		}{
+			{"monitors", Ban{Monitor: true, Expires: bpf.Forever}},
+			{"has expired", Ban{Expires: 1}},
+		} {
+			t.Run(c.name+" "+ends.name, func(t *testing.T) {
+				k := load(t, onlyBans())
+				c.before.Expires = bpf.Forever
+				if err := k.Bans.Put(c.before); err != nil {
+					t.Fatal(err)
+				}
+				ends.ban.Prefix, ends.ban.List = c.before.Prefix, 3
+				look := func(when string) {
+					if ban, ok := k.Bans.Lookup(c.always); !ok || ban.Monitor {
+						t.Errorf("%s: %s is banned before and after, found %+v", when, c.always, ban)
+					}
+				}
+				want := model{}
+				wanted := func(yield func(Ban) bool) {
+					give := func(ban Ban) {
+						want.put(ban)
+						yield(ban)
+						look("while others are put")
+					}
+					give(ends.ban)
+					for i := range uint32(200) { // more than a batch
+						give(Ban{Prefix: netip.PrefixFrom(addr4(0x0A000000+i<<8), 32), Expires: bpf.Forever})
+					}
+					for _, p := range c.after {
+						give(Ban{Prefix: p, Expires: bpf.Forever})
+					}
+				}
+				changes, err := k.Bans.Sync(wanted)
+				if err != nil || changes != (Changes{Added: 201, Updated: 1}) {
+					t.Errorf("%+v, %v", changes, err)
+				}
+				look("afterwards")
+				verify(t, k.Bans, want)
+			})
+		}
+	}
+}
+
 // TestSyncWithWrongBans goes on past wrong ones and says so.
 func TestSyncWithWrongBans(t *testing.T) {
 	k := load(t, onlyBans())
