@@ -21,14 +21,17 @@ static __always_inline bool gcra_conforms(__u64 tat, __u64 cost, __u64 burst, __
 }
 
 /*
- * Owed is at most the burst. More comes from a time when the limit was lower, and is let off, so
- * that a raised limit frees those whom the old one blocked.
+ * Owed is at most the burst. Much more comes from a time when the limit was lower, and is let off,
+ * so that a raised limit frees those whom the old one blocked. A little more is what another CPU
+ * has charged, whose clock is ahead of `now`: it must stand, or each of them would be given back.
  */
+#define SETTLE_SLACK (1ULL << 30) /* ns; no two CPUs are that far apart */
+
 static __always_inline void gcra_settle(__u64 *tat, __u64 burst, __u64 now)
 {
 	__u64 old = READ_ONCE(*tat);
 
-	if (unlikely(old > now + burst && !(old & TAT_PENALTY)))
+	if (unlikely(old > now + burst + SETTLE_SLACK && !(old & TAT_PENALTY)))
 		__sync_val_compare_and_swap(tat, old, now + burst);
 }
 
