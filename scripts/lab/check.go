@@ -34,7 +34,7 @@ func check(levee string) error {
 
 // check says what is missing for the shield in the host's namespace, once there is one.
 func (n *network) check() error {
-	return n.host.do(func() error {
+	return n.host.Do(func() error {
 		if err := loader.Probe("").Err(); err != nil {
 			return joinMissing([]error{err})
 		}

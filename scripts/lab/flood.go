@@ -14,6 +14,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/levee-xdp/levee/scripts/internal/space"
 )
 
 // floodOrder is all that a flood needs to know. It goes to a process of its own.
@@ -109,7 +111,7 @@ func flood(ctx context.Context, order floodOrder, started func()) (floodReport, 
 // floodable says the index of an interface that may be flooded: a veth in a namespace that is not
 // the host's.
 func floodable(name string, notIn uint64) (int, error) {
-	here, err := netns()
+	here, err := space.Netns()
 	if err != nil {
 		return 0, err
 	}

@@ -16,6 +16,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
+
+	"github.com/levee-xdp/levee/scripts/internal/space"
 )
 
 const (
@@ -177,10 +179,10 @@ func TestKernelTakesThem(t *testing.T) {
 }
 
 // statistics reads the kernel's counters of a namespace: Udp.NoPorts, Udp6NoPorts.
-func statistics(t *testing.T, s *space) map[string]uint64 {
+func statistics(t *testing.T, s *space.Space) map[string]uint64 {
 	t.Helper()
 	all := map[string]uint64{}
-	err := s.do(func() error {
+	err := s.Do(func() error {
 		four, err := os.ReadFile("/proc/thread-self/net/snmp")
 		if err != nil {
 			return err
@@ -239,7 +241,7 @@ func TestRefusals(t *testing.T) {
 	other := ""
 	for _, link := range []netlink.Link{&netlink.Dummy{}, &netlink.Ifb{}, &netlink.Bridge{}} { // which of them a kernel has differs
 		link.Attrs().Name = "other"
-		if n.world.do(func() error { return netlink.LinkAdd(link) }) == nil {
+		if n.world.Do(func() error { return netlink.LinkAdd(link) }) == nil {
 			other = "other"
 			break
 		}
@@ -268,7 +270,7 @@ func TestRefusals(t *testing.T) {
 	} {
 		o := order
 		c.change(&o)
-		err := n.world.do(func() error {
+		err := n.world.Do(func() error {
 			_, err := flood(context.Background(), o, func() { t.Errorf("%s: it floods", c.name) })
 			return err
 		})
@@ -278,10 +280,10 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-func inode(t *testing.T, s *space) (ino uint64) {
+func inode(t *testing.T, s *space.Space) (ino uint64) {
 	t.Helper()
-	err := s.do(func() (err error) {
-		ino, err = netns()
+	err := s.Do(func() (err error) {
+		ino, err = space.Netns()
 		return err
 	})
 	if err != nil {

@@ -14,6 +14,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/levee-xdp/levee/scripts/internal/space"
 )
 
 // The lab's addresses. The server's link is 192.0.2.0/24 and 2001:db8:1::/64; the client and the
@@ -42,7 +44,7 @@ func (f family[T]) of(version int) T {
 // kernel's network stack and its server. So the client's packets stand in the same line as the
 // flood's, as they do behind a card with one queue and receive packet steering.
 type network struct {
-	host, world         *space
+	host, world         *space.Space
 	hostLink, worldLink string // the interfaces' names
 	hostMAC, worldMAC   net.HardwareAddr
 	hostCPU, worldCPU   int
@@ -51,7 +53,7 @@ type network struct {
 }
 
 func newNetwork() (n *network, err error) {
-	outside, err := netns()
+	outside, err := space.Netns()
 	if err != nil {
 		return nil, err
 	}
@@ -60,7 +62,7 @@ func newNetwork() (n *network, err error) {
 		hostLink:  fmt.Sprintf("lv%ds", os.Getpid()),
 		worldLink: fmt.Sprintf("lv%dw", os.Getpid()),
 	}
-	if n.hostCPU, n.worldCPU, err = cpus(); err != nil {
+	if n.hostCPU, n.worldCPU, err = space.CPUs(); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -68,10 +70,10 @@ func newNetwork() (n *network, err error) {
 			n.close()
 		}
 	}()
-	if n.host, err = newSpace("host", n.hostCPU); err != nil {
+	if n.host, err = space.New("host", n.hostCPU); err != nil {
 		return nil, err
 	}
-	if n.world, err = newSpace("world", n.worldCPU); err != nil {
+	if n.world, err = space.New("world", n.worldCPU); err != nil {
 		return nil, err
 	}
 	if n.hostCPU == n.worldCPU {
@@ -80,10 +82,10 @@ func newNetwork() (n *network, err error) {
 	if err := n.join(); err != nil {
 		return nil, err
 	}
-	if err := n.world.do(n.raiseWorld); err != nil {
+	if err := n.world.Do(n.raiseWorld); err != nil {
 		return nil, fmt.Errorf("set up the world: %w", err)
 	}
-	if err := n.host.do(n.raiseHost); err != nil {
+	if err := n.host.Do(n.raiseHost); err != nil {
 		return nil, fmt.Errorf("set up the host: %w", err)
 	}
 	for _, name := range []string{n.hostLink, n.worldLink} {
@@ -95,12 +97,12 @@ func newNetwork() (n *network, err error) {
 }
 
 func (n *network) join() error {
-	far, err := n.world.handle()
+	far, err := n.world.Handle()
 	if err != nil {
 		return err
 	}
 	defer far.Close()
-	return n.host.do(func() error {
+	return n.host.Do(func() error {
 		veth := &netlink.Veth{
 			LinkAttrs:     netlink.LinkAttrs{Name: n.hostLink, MTU: 1500, NumRxQueues: 1, NumTxQueues: 1, TxQLen: 1000},
 			PeerName:      n.worldLink,
@@ -325,7 +327,7 @@ func pinReceiver(name string, cpu int) error {
 			continue
 		}
 		first := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}
-		if err := errors.Join(pin(pid, cpu), unix.SchedSetAttr(pid, &first, 0)); err != nil && !errors.Is(err, syscall.ESRCH) {
+		if err := errors.Join(space.Pin(pid, cpu), unix.SchedSetAttr(pid, &first, 0)); err != nil && !errors.Is(err, syscall.ESRCH) {
 			return fmt.Errorf("receive thread of %s: %w", name, err)
 		}
 		found = true
@@ -338,9 +340,9 @@ func pinReceiver(name string, cpu int) error {
 
 // close takes the network down. It is safe on one that is half made.
 func (n *network) close() {
-	for _, s := range []*space{n.host, n.world} {
+	for _, s := range []*space.Space{n.host, n.world} {
 		if s != nil {
-			s.close()
+			s.Close()
 		}
 	}
 }

@@ -40,7 +40,7 @@ func startProbe(ctx context.Context, n *network, version int) (*probe, error) {
 		p.receive, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(serverAddrs.of(version), probePort)))
 		return err
 	}
-	if err := n.host.do(listen); err != nil {
+	if err := n.host.Do(listen); err != nil {
 		return nil, fmt.Errorf("listen for the probe: %w", err)
 	}
 	dial := func() (err error) {
@@ -49,7 +49,7 @@ func startProbe(ctx context.Context, n *network, version int) (*probe, error) {
 		p.send, err = net.DialUDP("udp", from, to)
 		return err
 	}
-	if err := n.world.do(dial); err != nil {
+	if err := n.world.Do(dial); err != nil {
 		_ = p.receive.Close()
 		return nil, fmt.Errorf("send the probe: %w", err)
 	}

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/levee-xdp/levee/scripts/internal/space"
 )
 
 // The lab's own processes are this program again, with a role as its first argument. A role reads
@@ -72,7 +74,7 @@ type actor struct {
 }
 
 // act starts a role in a space and waits until it says that it has started.
-func act(ctx context.Context, in *space, name string, order any) (*actor, error) {
+func act(ctx context.Context, in *space.Space, name string, order any) (*actor, error) {
 	input, err := json.Marshal(order)
 	if err != nil {
 		return nil, err
@@ -86,14 +88,14 @@ func act(ctx context.Context, in *space, name string, order any) (*actor, error)
 	a := &actor{name: name, cmd: exec.CommandContext(ctx, "/proc/self/exe", name)}
 	a.cmd.Stdin, a.in = read, write
 	a.cmd.Stderr = &a.errors
-	a.cmd.SysProcAttr = childAttr()
+	a.cmd.SysProcAttr = space.ChildAttr()
 	a.cmd.WaitDelay = time.Second
 	out, err := a.cmd.StdoutPipe()
 	if err != nil {
 		return nil, err
 	}
 	a.out = bufio.NewReader(out)
-	if err := in.do(a.cmd.Start); err != nil {
+	if err := in.Do(a.cmd.Start); err != nil {
 		write.Close()
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}

@@ -256,7 +256,7 @@ func (l *lab) settle(ctx context.Context, version int) error {
 	address := net.JoinHostPort(serverAddrs.of(version).String(), strconv.Itoa(serverPort))
 	deadline := time.Now().Add(3 * time.Second)
 	for {
-		conn, err := l.net.world.dial("tcp", address, 200*time.Millisecond)
+		conn, err := l.net.world.Dial("tcp", address, 200*time.Millisecond)
 		if err == nil {
 			return conn.Close()
 		}

@@ -18,6 +18,8 @@ import (
 	"syscall"
 	"text/template"
 	"time"
+
+	"github.com/levee-xdp/levee/scripts/internal/space"
 )
 
 // Where the daemon keeps its things; all in the host's own /run.
@@ -77,7 +79,7 @@ func startShield(ctx context.Context, n *network, bin string) (*shield, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = n.host.do(func() error {
+	err = n.host.Do(func() error {
 		return errors.Join(os.MkdirAll(shieldDir, 0o700), os.WriteFile(shieldConfig, text.Bytes(), 0o600))
 	})
 	if err != nil {
@@ -96,10 +98,10 @@ func customers() string {
 func (s *shield) start(ctx context.Context) error {
 	s.daemon = exec.CommandContext(ctx, s.bin, "run", "--config", shieldConfig, "--socket", shieldSocket)
 	s.daemon.Stdout, s.daemon.Stderr = s.log, s.log
-	s.daemon.SysProcAttr = childAttr()
+	s.daemon.SysProcAttr = space.ChildAttr()
 	s.daemon.Cancel = func() error { return s.daemon.Process.Signal(syscall.SIGTERM) }
 	s.daemon.WaitDelay = 2 * time.Second
-	if err := s.net.host.do(s.daemon.Start); err != nil {
+	if err := s.net.host.Do(s.daemon.Start); err != nil {
 		return fmt.Errorf("start %s: %w", s.bin, err)
 	}
 	deadline := time.Now().Add(10 * time.Second)
@@ -145,7 +147,7 @@ func (s *shield) get(path string) ([]byte, error) {
 		Transport: &http.Transport{
 			DisableKeepAlives: true,
 			DialContext: func(_ context.Context, network, address string) (net.Conn, error) {
-				return s.net.host.dial(network, address, time.Second)
+				return s.net.host.Dial(network, address, time.Second)
 			},
 		},
 	}
@@ -221,8 +223,8 @@ func (s *shield) command(ctx context.Context, input io.Reader, args ...string) (
 	var stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, s.bin, append([]string{"--socket", shieldSocket}, args...)...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = input, &stdout, &stderr
-	cmd.SysProcAttr = childAttr()
-	if err := s.net.host.do(cmd.Start); err != nil {
+	cmd.SysProcAttr = space.ChildAttr()
+	if err := s.net.host.Do(cmd.Start); err != nil {
 		return nil, time.Time{}, err
 	}
 	if err := cmd.Wait(); err != nil {

@@ -1,4 +1,6 @@
-package main
+// Package space makes rooms for tools that need a network and file systems of their own: nothing they do
+// reaches the host, and nothing is left when they end. It never touches what it has not made.
+package space
 
 import (
 	"errors"
@@ -12,17 +14,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// space is a part of the lab's world: a network namespace, with file systems of its own for /sys,
-// bpffs and /run. It belongs to one locked thread and has no name, so it ends when that thread and
+// Space is a network namespace, with file systems of its own for /sys, bpffs and /run. It belongs to one locked thread and has no name, so it ends when that thread and
 // the processes that were started from it have ended, however they end.
-type space struct {
+type Space struct {
 	name  string
 	calls chan func()
 }
 
-// newSpace makes a namespace whose thread, and whatever is started from it, runs on the given CPU.
-func newSpace(name string, cpu int) (*space, error) {
-	s := &space{name: name, calls: make(chan func())}
+// New makes a namespace whose thread, and whatever is started from it, runs on the given CPU.
+func New(name string, cpu int) (*Space, error) {
+	s := &Space{name: name, calls: make(chan func())}
 	ready := make(chan error)
 	onOwnThread(func() {
 		err := s.enter(cpu)
@@ -60,7 +61,7 @@ func onOwnThread(f func()) {
 	}()
 }
 
-func (s *space) enter(cpu int) error {
+func (s *Space) enter(cpu int) error {
 	if err := unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("unshare: %w", err)
 	}
@@ -76,28 +77,28 @@ func (s *space) enter(cpu int) error {
 			return fmt.Errorf("mount %s on %s: %w", m.fs, m.path, err)
 		}
 	}
-	return pin(0, cpu)
+	return Pin(0, cpu)
 }
 
-// do runs a function on the space's thread.
-func (s *space) do(f func() error) error {
+// Do runs a function on the space's thread.
+func (s *Space) Do(f func() error) error {
 	done := make(chan error, 1)
 	s.calls <- func() { done <- f() }
 	return <-done
 }
 
-// handle opens a descriptor of the network namespace.
-func (s *space) handle() (*os.File, error) {
+// Handle opens a descriptor of the network namespace.
+func (s *Space) Handle() (*os.File, error) {
 	var file *os.File
-	err := s.do(func() (err error) {
+	err := s.Do(func() (err error) {
 		file, err = os.Open("/proc/thread-self/ns/net")
 		return err
 	})
 	return file, err
 }
 
-// netns is the inode of the calling thread's network namespace.
-func netns() (uint64, error) {
+// Netns is the inode of the calling thread's network namespace.
+func Netns() (uint64, error) {
 	var st unix.Stat_t
 	if err := unix.Stat("/proc/thread-self/ns/net", &st); err != nil {
 		return 0, fmt.Errorf("which network namespace this is: %w", err)
@@ -105,25 +106,25 @@ func netns() (uint64, error) {
 	return st.Ino, nil
 }
 
-// dial connects from within the space. Addresses must be literal: a resolver would leave the thread.
-func (s *space) dial(network, address string, timeout time.Duration) (conn net.Conn, err error) {
-	err = s.do(func() error {
+// Dial connects from within the space. Addresses must be literal: a resolver would leave the thread.
+func (s *Space) Dial(network, address string, timeout time.Duration) (conn net.Conn, err error) {
+	err = s.Do(func() error {
 		conn, err = net.DialTimeout(network, address, timeout)
 		return err
 	})
 	return conn, err
 }
 
-// close ends the space once the processes in it have ended.
-func (s *space) close() { close(s.calls) }
+// Close ends the space once the processes in it have ended.
+func (s *Space) Close() { close(s.calls) }
 
-// childAttr makes a process end with the space that it was started from.
-func childAttr() *syscall.SysProcAttr {
+// ChildAttr makes a process end with the space that it was started from.
+func ChildAttr() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 }
 
-// pin binds a thread or a process (0: the calling thread) to a CPU.
-func pin(pid, cpu int) error {
+// Pin binds a thread or a process (0: the calling thread) to a CPU.
+func Pin(pid, cpu int) error {
 	var set unix.CPUSet
 	set.Set(cpu)
 	if err := unix.SchedSetaffinity(pid, &set); err != nil {
@@ -132,9 +133,9 @@ func pin(pid, cpu int) error {
 	return nil
 }
 
-// cpus picks one CPU for the shielded host and one for the rest of the world; they are the same
+// CPUs picks one CPU for a shielded host and one for the rest of the world; they are the same
 // where there is only one.
-func cpus() (host, world int, err error) {
+func CPUs() (host, world int, err error) {
 	var set unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &set); err != nil {
 		return 0, 0, fmt.Errorf("which CPUs are ours: %w", err)
