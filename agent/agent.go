@@ -405,7 +405,7 @@ func (e *engine) signals(ctx context.Context, reload <-chan os.Signal) error {
 			return nil
 		case <-reload:
 			notify(fmt.Sprintf("%s\nMONOTONIC_USEC=%d", daemon.SdNotifyReloading, e.clock.Monotonic()/1000))
-			if err := e.Reload(); err != nil {
+			if err := e.Reload(state.Operator("SIGHUP")); err != nil {
 				e.log.Error("the configuration was not taken; nothing has changed", "error", err)
 			}
 			notify(daemon.SdNotifyReady)

@@ -706,7 +706,7 @@ func TestNoFalseDrift(t *testing.T) {
 				for j := range 50 {
 					r.Bans = append(r.Bans, state.BanItem{Prefix: fmt.Sprintf("10.%d.%d.%d", g, i, j), For: "10ms"})
 				}
-				if _, err := e.Ban("root", r); err != nil {
+				if _, err := e.Ban(state.Operator("root"), r); err != nil {
 					t.Error(err)
 				}
 			}

@@ -45,12 +45,12 @@ type engine struct {
 }
 
 // Ban makes claims.
-func (e *engine) Ban(actor string, r state.BanRequest) (state.BanResponse, error) {
+func (e *engine) Ban(by state.Actor, r state.BanRequest) (state.BanResponse, error) {
 	results := make([]state.BanResult, len(r.Bans))
 	var proposals []state.Proposal
 	var places []int
 	for i, item := range r.Bans {
-		p, err := e.proposal(actor, item, r.Force)
+		p, err := e.proposal(by, item, r.Force)
 		if err != nil {
 			results[i] = state.BanResult{Prefix: item.Prefix, Status: state.StatusRefused, Error: err}
 			continue
@@ -60,14 +60,15 @@ func (e *engine) Ban(actor string, r state.BanRequest) (state.BanResponse, error
 	return e.propose(proposals, places, results)
 }
 
-func (e *engine) proposal(actor string, item state.BanItem, force bool) (state.Proposal, *state.Error) {
+func (e *engine) proposal(by state.Actor, item state.BanItem, force bool) (state.Proposal, *state.Error) {
 	prefix, err := state.ParsePrefix(item.Prefix)
 	if err != nil {
 		return state.Proposal{}, state.AsError(err, state.CodeInvalid)
 	}
-	p := state.Proposal{Prefix: prefix, Origin: item.Origin, Actor: actor, Reason: item.Reason, Monitor: item.Monitor, Force: force}
+	p := state.Proposal{Prefix: prefix, Origin: item.Origin, Actor: by.String(), Reason: item.Reason,
+		Monitor: item.Monitor, Force: force, Bounds: by.Bounds}
 	if p.Origin == "" {
-		p.Origin = state.OriginAPI
+		p.Origin = by.Origin()
 	}
 	switch {
 	case item.For != "" && !item.Expires.IsZero():
@@ -93,13 +94,13 @@ func (e *engine) proposal(actor string, item state.BanItem, force bool) (state.P
 }
 
 // Unban takes claims back.
-func (e *engine) Unban(r state.UnbanRequest) (state.BanResponse, error) {
+func (e *engine) Unban(by state.Actor, r state.UnbanRequest) (state.BanResponse, error) {
 	origin := r.Origin
 	if origin == "" && !r.All {
-		origin = state.OriginAPI
+		origin = by.Origin()
 	}
 	if len(r.Prefixes) == 0 {
-		return e.unbanOrigin(origin, r.All)
+		return e.unbanOrigin(by, origin, r.All)
 	}
 	results := make([]state.BanResult, len(r.Prefixes))
 	var proposals []state.Proposal
@@ -110,14 +111,14 @@ func (e *engine) Unban(r state.UnbanRequest) (state.BanResponse, error) {
 			results[i] = state.BanResult{Prefix: text, Status: state.StatusRefused, Error: state.AsError(err, state.CodeInvalid)}
 			continue
 		}
-		proposals = append(proposals, state.Proposal{Prefix: prefix, Origin: origin, Remove: true, All: r.All})
+		proposals = append(proposals, state.Proposal{Prefix: prefix, Origin: origin, Remove: true, All: r.All, Bounds: by.Bounds})
 		places = append(places, i)
 	}
 	return e.propose(proposals, places, results)
 }
 
 // unbanOrigin takes every claim of an origin back.
-func (e *engine) unbanOrigin(origin state.Origin, all bool) (state.BanResponse, error) {
+func (e *engine) unbanOrigin(by state.Actor, origin state.Origin, all bool) (state.BanResponse, error) {
 	if all {
 		return state.BanResponse{}, &state.Error{Code: state.CodeInvalid, Field: "prefixes", Detail: "are missing: name the prefixes, or one origin whose claims are to go"}
 	}
@@ -125,7 +126,7 @@ func (e *engine) unbanOrigin(origin state.Origin, all bool) (state.BanResponse, 
 	proposals := make([]state.Proposal, len(prefixes))
 	places := make([]int, len(prefixes))
 	for i, p := range prefixes {
-		proposals[i], places[i] = state.Proposal{Prefix: p, Origin: origin, Remove: true}, i
+		proposals[i], places[i] = state.Proposal{Prefix: p, Origin: origin, Remove: true, Bounds: by.Bounds}, i
 	}
 	return e.propose(proposals, places, make([]state.BanResult, len(prefixes)))
 }
@@ -214,12 +215,12 @@ func (e *engine) Bans(f state.Filter) (state.BanPage, error) {
 }
 
 // Allow makes allow entries.
-func (e *engine) Allow(actor string, r state.AllowRequest) (state.AllowResponse, error) {
+func (e *engine) Allow(by state.Actor, r state.AllowRequest) (state.AllowResponse, error) {
 	var proposals []state.AllowProposal
 	prefixes := make([]string, len(r.Allow))
 	for i, item := range r.Allow {
 		prefixes[i] = item.Prefix
-		p := state.AllowProposal{Actor: actor, AllowSpec: state.AllowSpec{NoLimits: item.NoLimits, Comment: item.Comment}}
+		p := state.AllowProposal{Actor: by.String(), AllowSpec: state.AllowSpec{NoLimits: item.NoLimits, Comment: item.Comment}}
 		p.Prefix.Prefix, _ = state.ParsePrefix(item.Prefix) // what is none is refused below
 		proposals = append(proposals, p)
 	}
@@ -227,7 +228,7 @@ func (e *engine) Allow(actor string, r state.AllowRequest) (state.AllowResponse,
 }
 
 // Unallow takes allow entries back.
-func (e *engine) Unallow(r state.UnallowRequest) (state.AllowResponse, error) {
+func (e *engine) Unallow(_ state.Actor, r state.UnallowRequest) (state.AllowResponse, error) {
 	var proposals []state.AllowProposal
 	for _, text := range r.Prefixes {
 		p := state.AllowProposal{Remove: true}
@@ -272,11 +273,11 @@ func (e *engine) proposeAllows(prefixes []string, proposals []state.AllowProposa
 func (e *engine) Allows() []state.Allow { return e.state.Allows() }
 
 // SetLimit makes or replaces a limit of the run time.
-func (e *engine) SetLimit(actor, name string, spec state.LimitSpec) (state.LimitView, error) {
+func (e *engine) SetLimit(by state.Actor, name string, spec state.LimitSpec) (state.LimitView, error) {
 	e.settings.Lock()
 	defer e.settings.Unlock()
 	err := e.reconciler.Change(func() error {
-		_, before, err := e.state.SetLimit(name, spec, actor)
+		_, before, err := e.state.SetLimit(name, spec, by.String())
 		if err != nil {
 			return err
 		}
@@ -285,7 +286,7 @@ func (e *engine) SetLimit(actor, name string, spec state.LimitSpec) (state.Limit
 		}
 		var undo error
 		if before != nil {
-			_, _, undo = e.state.SetLimit(name, *before, actor)
+			_, _, undo = e.state.SetLimit(name, *before, by.String())
 		} else {
 			undo = e.state.RemoveLimit(name)
 		}
@@ -298,7 +299,7 @@ func (e *engine) SetLimit(actor, name string, spec state.LimitSpec) (state.Limit
 }
 
 // RemoveLimit takes a limit of the run time back.
-func (e *engine) RemoveLimit(name string) error {
+func (e *engine) RemoveLimit(_ state.Actor, name string) error {
 	e.settings.Lock()
 	defer e.settings.Unlock()
 	return e.reconciler.Change(func() error {
@@ -310,7 +311,7 @@ func (e *engine) RemoveLimit(name string) error {
 }
 
 // Attach shields an interface, now and after a restart.
-func (e *engine) Attach(r state.AttachRequest) (state.InterfaceView, error) {
+func (e *engine) Attach(_ state.Actor, r state.AttachRequest) (state.InterfaceView, error) {
 	e.settings.Lock()
 	defer e.settings.Unlock()
 	if r.Mode == "" {
@@ -386,7 +387,7 @@ func attachError(name string, err error) error {
 }
 
 // Detach takes the shield off an interface, now and after a restart.
-func (e *engine) Detach(name string) error {
+func (e *engine) Detach(_ state.Actor, name string) error {
 	e.settings.Lock()
 	defer e.settings.Unlock()
 	if err := state.CheckInterface(name, ""); err != nil {
@@ -406,18 +407,18 @@ func (e *engine) Detach(name string) error {
 func (e *engine) Panic() bool { return e.tables.Control.Panic() }
 
 // SetPanic has everything pass, or ends that.
-func (e *engine) SetPanic(actor string, on bool) error {
+func (e *engine) SetPanic(by state.Actor, on bool) error {
 	e.tables.Control.SetPanic(on)
 	if on {
-		e.log.Warn("the panic switch is on: everything passes", "actor", actor)
+		e.log.Warn("the panic switch is on: everything passes", "actor", by.String())
 	} else {
-		e.log.Warn("the panic switch is off", "actor", actor)
+		e.log.Warn("the panic switch is off", "actor", by.String())
 	}
 	return nil
 }
 
 // Reload reads the configuration again. All of it is in force then, or nothing has changed.
-func (e *engine) Reload() error {
+func (e *engine) Reload(_ state.Actor) error {
 	e.settings.Lock()
 	defer e.settings.Unlock()
 	next, err := e.load()

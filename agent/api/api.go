@@ -17,31 +17,31 @@ import (
 // Backend does what the API is asked for. Errors that are a *state.Error are answered as they are;
 // others are the daemon's own affair.
 type Backend interface {
-	Ban(actor string, r state.BanRequest) (state.BanResponse, error)
-	Unban(r state.UnbanRequest) (state.BanResponse, error)
+	Ban(by state.Actor, r state.BanRequest) (state.BanResponse, error)
+	Unban(by state.Actor, r state.UnbanRequest) (state.BanResponse, error)
 	Bans(f state.Filter) (state.BanPage, error)
 	Check(addr netip.Addr) (state.Check, error)
 
-	Allow(actor string, r state.AllowRequest) (state.AllowResponse, error)
-	Unallow(r state.UnallowRequest) (state.AllowResponse, error)
+	Allow(by state.Actor, r state.AllowRequest) (state.AllowResponse, error)
+	Unallow(by state.Actor, r state.UnallowRequest) (state.AllowResponse, error)
 	Allows() []state.Allow
 
 	Limits() ([]state.LimitView, error)
 	Limit(name string) (state.LimitView, error)
-	SetLimit(actor, name string, spec state.LimitSpec) (state.LimitView, error)
-	RemoveLimit(name string) error
+	SetLimit(by state.Actor, name string, spec state.LimitSpec) (state.LimitView, error)
+	RemoveLimit(by state.Actor, name string) error
 
 	Interfaces() ([]state.InterfaceView, error)
-	Attach(r state.AttachRequest) (state.InterfaceView, error)
-	Detach(name string) error
+	Attach(by state.Actor, r state.AttachRequest) (state.InterfaceView, error)
+	Detach(by state.Actor, name string) error
 
 	Sources(ctx context.Context, by state.Order, n int, sample time.Duration) (state.SourceList, error)
 	Status(ctx context.Context, sample time.Duration) (state.Overview, error)
 	Stats() (state.Stats, error)
 
 	Panic() bool
-	SetPanic(actor string, on bool) error
-	Reload() error
+	SetPanic(by state.Actor, on bool) error
+	Reload(by state.Actor) error
 
 	Health() state.Health
 }
@@ -68,7 +68,9 @@ func Handler(c Config) http.Handler {
 	format := huma.Format{Marshal: huma.DefaultJSONFormat.Marshal, Unmarshal: strictJSON}
 	config.Formats = map[string]huma.Format{"application/json": format, "json": format}
 	config.Components.Schemas.RegisterTypeAlias(reflect.TypeFor[state.Threshold](), reflect.TypeFor[thresholdSchema]())
+	config.Components.SecuritySchemes = securitySchemes()
 	api := humago.New(mux, config)
+	api.UseMiddleware(scoped)
 	b := backend{c.Backend}
 
 	b.bans(api)
@@ -97,10 +99,12 @@ func (thresholdSchema) Schema(huma.Registry) *huma.Schema {
 	}
 }
 
-// operation describes an endpoint.
-func operation(method, path, id, summary string) huma.Operation {
+// operation describes an endpoint, and says which scope it takes.
+func operation(scope state.Scope, method, path, id, summary string) huma.Operation {
 	return huma.Operation{OperationID: id, Method: method, Path: path, Summary: summary, MaxBodyBytes: maxBody,
-		BodyReadTimeout: readTimeout, Tags: []string{strings.Split(path, "/")[2]}}
+		BodyReadTimeout: readTimeout, Tags: []string{strings.Split(path, "/")[2]},
+		Metadata: map[string]any{metaScope: scope},
+		Security: []map[string][]string{{"bearer": {string(scope)}}, {"certificate": {}}, {}}}
 }
 
 type backend struct{ Backend }
@@ -110,23 +114,23 @@ func (b backend) bans(api huma.API) {
 	reply := func(r state.BanResponse, err error) (*response, error) {
 		return replyEach(r, r.Refused, err)
 	}
-	huma.Register(api, operation(http.MethodPost, "/v1/bans", "ban", "Ban prefixes; each gets its own answer, 207 if any was refused"),
+	huma.Register(api, operation(state.ScopeBan, http.MethodPost, "/v1/bans", "ban", "Ban prefixes; each gets its own answer, 207 if any was refused"),
 		func(ctx context.Context, in *struct{ Body state.BanRequest }) (*response, error) {
 			return reply(b.Ban(actorOf(ctx), in.Body))
 		})
-	huma.Register(api, operation(http.MethodPost, "/v1/unban", "unban", "Take claims back"),
-		func(_ context.Context, in *struct{ Body state.UnbanRequest }) (*response, error) {
-			return reply(b.Unban(in.Body))
+	huma.Register(api, operation(state.ScopeBan, http.MethodPost, "/v1/unban", "unban", "Take claims back"),
+		func(ctx context.Context, in *struct{ Body state.UnbanRequest }) (*response, error) {
+			return reply(b.Unban(actorOf(ctx), in.Body))
 		})
-	huma.Register(api, operation(http.MethodDelete, "/v1/bans", "unban-one", "Take the claims on one prefix back"),
-		func(_ context.Context, in *struct {
+	huma.Register(api, operation(state.ScopeBan, http.MethodDelete, "/v1/bans", "unban-one", "Take the claims on one prefix back"),
+		func(ctx context.Context, in *struct {
 			Prefix string       `query:"prefix" required:"true" maxLength:"80"`
 			Origin state.Origin `query:"origin" maxLength:"80" doc:"Whose claim; by default api"`
 			All    bool         `query:"all" doc:"The claims of all origins"`
 		}) (*response, error) {
-			return reply(b.Unban(state.UnbanRequest{Prefixes: []string{in.Prefix}, Origin: in.Origin, All: in.All}))
+			return reply(b.Unban(actorOf(ctx), state.UnbanRequest{Prefixes: []string{in.Prefix}, Origin: in.Origin, All: in.All}))
 		})
-	huma.Register(api, operation(http.MethodGet, "/v1/bans", "bans", "List claims, the newest first"),
+	huma.Register(api, operation(state.ScopeRead, http.MethodGet, "/v1/bans", "bans", "List claims, the newest first"),
 		func(_ context.Context, in *struct {
 			Origin state.Origin `query:"origin" maxLength:"80"`
 			Within string       `query:"within" maxLength:"80" doc:"Only on prefixes within this one"`
@@ -144,7 +148,7 @@ func (b backend) bans(api huma.API) {
 			}
 			return reply1(b.Bans(f))
 		})
-	huma.Register(api, operation(http.MethodGet, "/v1/check/{address}", "check", "Everything that concerns an address"),
+	huma.Register(api, operation(state.ScopeRead, http.MethodGet, "/v1/check/{address}", "check", "Everything that concerns an address"),
 		func(_ context.Context, in *struct {
 			Address string `path:"address" maxLength:"80"`
 		}) (*answer[state.Check], error) {
@@ -180,21 +184,21 @@ func (b backend) allows(api huma.API) {
 	reply := func(r state.AllowResponse, err error) (*response, error) {
 		return replyEach(r, r.Refused, err)
 	}
-	huma.Register(api, operation(http.MethodPost, "/v1/allow", "allow", "Allow prefixes: no ban may touch them"),
+	huma.Register(api, operation(state.ScopeAdmin, http.MethodPost, "/v1/allow", "allow", "Allow prefixes: no ban may touch them"),
 		func(ctx context.Context, in *struct{ Body state.AllowRequest }) (*response, error) {
 			return reply(b.Allow(actorOf(ctx), in.Body))
 		})
-	huma.Register(api, operation(http.MethodPost, "/v1/unallow", "unallow", "Take allow entries back"),
-		func(_ context.Context, in *struct{ Body state.UnallowRequest }) (*response, error) {
-			return reply(b.Unallow(in.Body))
+	huma.Register(api, operation(state.ScopeAdmin, http.MethodPost, "/v1/unallow", "unallow", "Take allow entries back"),
+		func(ctx context.Context, in *struct{ Body state.UnallowRequest }) (*response, error) {
+			return reply(b.Unallow(actorOf(ctx), in.Body))
 		})
-	huma.Register(api, operation(http.MethodDelete, "/v1/allow", "unallow-one", "Take one allow entry back"),
-		func(_ context.Context, in *struct {
+	huma.Register(api, operation(state.ScopeAdmin, http.MethodDelete, "/v1/allow", "unallow-one", "Take one allow entry back"),
+		func(ctx context.Context, in *struct {
 			Prefix string `query:"prefix" required:"true" maxLength:"80"`
 		}) (*response, error) {
-			return reply(b.Unallow(state.UnallowRequest{Prefixes: []string{in.Prefix}}))
+			return reply(b.Unallow(actorOf(ctx), state.UnallowRequest{Prefixes: []string{in.Prefix}}))
 		})
-	huma.Register(api, operation(http.MethodGet, "/v1/allow", "allows", "List the allow entries"),
+	huma.Register(api, operation(state.ScopeRead, http.MethodGet, "/v1/allow", "allows", "List the allow entries"),
 		func(context.Context, *none) (*answer[state.AllowList], error) {
 			return &answer[state.AllowList]{state.AllowList{Allow: orEmpty(b.Allows())}}, nil
 		})
@@ -213,43 +217,43 @@ type LimitName struct {
 }
 
 func (b backend) limits(api huma.API) {
-	huma.Register(api, operation(http.MethodGet, "/v1/limits", "limits", "List the limits, and what they have done"),
+	huma.Register(api, operation(state.ScopeRead, http.MethodGet, "/v1/limits", "limits", "List the limits, and what they have done"),
 		func(context.Context, *none) (*answer[state.LimitList], error) {
 			l, err := b.Limits()
 			return reply1(state.LimitList{Limits: orEmpty(l)}, err)
 		})
-	huma.Register(api, operation(http.MethodGet, "/v1/limits/{name}", "limit", "One limit, and whom it drops most"),
+	huma.Register(api, operation(state.ScopeRead, http.MethodGet, "/v1/limits/{name}", "limit", "One limit, and whom it drops most"),
 		func(_ context.Context, in *LimitName) (*answer[state.LimitView], error) {
 			return reply1(b.Limit(in.Name))
 		})
-	huma.Register(api, operation(http.MethodPut, "/v1/limits/{name}", "set-limit", "Make or replace a limit"),
+	huma.Register(api, operation(state.ScopeLimit, http.MethodPut, "/v1/limits/{name}", "set-limit", "Make or replace a limit"),
 		func(ctx context.Context, in *struct {
 			LimitName
 			Body state.LimitSpec
 		}) (*answer[state.LimitView], error) {
 			return reply1(b.SetLimit(actorOf(ctx), in.Name, in.Body))
 		})
-	huma.Register(api, operation(http.MethodDelete, "/v1/limits/{name}", "remove-limit", "Take a limit of the run time back"),
-		func(_ context.Context, in *LimitName) (*none, error) {
-			return nil, problemOf(b.RemoveLimit(in.Name))
+	huma.Register(api, operation(state.ScopeLimit, http.MethodDelete, "/v1/limits/{name}", "remove-limit", "Take a limit of the run time back"),
+		func(ctx context.Context, in *LimitName) (*none, error) {
+			return nil, problemOf(b.RemoveLimit(actorOf(ctx), in.Name))
 		})
 }
 
 func (b backend) interfaces(api huma.API) {
-	huma.Register(api, operation(http.MethodGet, "/v1/interfaces", "interfaces", "List the interfaces that are shielded, or are to be"),
+	huma.Register(api, operation(state.ScopeRead, http.MethodGet, "/v1/interfaces", "interfaces", "List the interfaces that are shielded, or are to be"),
 		func(context.Context, *none) (*answer[state.InterfaceList], error) {
 			l, err := b.Interfaces()
 			return reply1(state.InterfaceList{Interfaces: orEmpty(l)}, err)
 		})
-	huma.Register(api, operation(http.MethodPost, "/v1/interfaces", "attach", "Shield an interface"),
-		func(_ context.Context, in *struct{ Body state.AttachRequest }) (*answer[state.InterfaceView], error) {
-			return reply1(b.Attach(in.Body))
+	huma.Register(api, operation(state.ScopeAdmin, http.MethodPost, "/v1/interfaces", "attach", "Shield an interface"),
+		func(ctx context.Context, in *struct{ Body state.AttachRequest }) (*answer[state.InterfaceView], error) {
+			return reply1(b.Attach(actorOf(ctx), in.Body))
 		})
-	huma.Register(api, operation(http.MethodDelete, "/v1/interfaces/{name}", "detach", "Take the shield off an interface"),
-		func(_ context.Context, in *struct {
+	huma.Register(api, operation(state.ScopeAdmin, http.MethodDelete, "/v1/interfaces/{name}", "detach", "Take the shield off an interface"),
+		func(ctx context.Context, in *struct {
 			Name string `path:"name" maxLength:"80"`
 		}) (*none, error) {
-			return nil, problemOf(b.Detach(in.Name))
+			return nil, problemOf(b.Detach(actorOf(ctx), in.Name))
 		})
 }
 
@@ -274,7 +278,7 @@ func (s Sampling) duration() (time.Duration, error) {
 }
 
 func (b backend) views(api huma.API) {
-	huma.Register(api, operation(http.MethodGet, "/v1/sources", "sources", "The sources that send most, or are dropped most"),
+	huma.Register(api, operation(state.ScopeRead, http.MethodGet, "/v1/sources", "sources", "The sources that send most, or are dropped most"),
 		func(ctx context.Context, in *struct {
 			Sampling
 			By state.Order `query:"by" enum:"packets,bytes,dropped" default:"packets"`
@@ -286,7 +290,7 @@ func (b backend) views(api huma.API) {
 			}
 			return reply1(b.Sources(ctx, in.By, in.N, d))
 		})
-	huma.Register(api, operation(http.MethodGet, "/v1/status", "status", "What is dropped, why, and whether anybody innocent is among it"),
+	huma.Register(api, operation(state.ScopeRead, http.MethodGet, "/v1/status", "status", "What is dropped, why, and whether anybody innocent is among it"),
 		func(ctx context.Context, in *struct{ Sampling }) (*answer[state.Overview], error) {
 			d, err := in.duration()
 			if err != nil {
@@ -294,20 +298,20 @@ func (b backend) views(api huma.API) {
 			}
 			return reply1(b.Status(ctx, d))
 		})
-	huma.Register(api, operation(http.MethodGet, "/v1/stats", "stats", "Every counter"),
+	huma.Register(api, operation(state.ScopeRead, http.MethodGet, "/v1/stats", "stats", "Every counter"),
 		func(context.Context, *none) (*answer[state.Stats], error) { return reply1(b.Stats()) })
 }
 
 func (b backend) switches(api huma.API) {
-	huma.Register(api, operation(http.MethodGet, "/v1/panic", "panic", "Whether everything passes"),
+	huma.Register(api, operation(state.ScopeRead, http.MethodGet, "/v1/panic", "panic", "Whether everything passes"),
 		func(context.Context, *none) (*answer[state.PanicSwitch], error) {
 			return &answer[state.PanicSwitch]{state.PanicSwitch{On: b.Panic()}}, nil
 		})
-	huma.Register(api, operation(http.MethodPut, "/v1/panic", "set-panic", "Have everything pass at once, or end that"),
+	huma.Register(api, operation(state.ScopeAdmin, http.MethodPut, "/v1/panic", "set-panic", "Have everything pass at once, or end that"),
 		func(ctx context.Context, in *struct{ Body state.PanicSwitch }) (*answer[state.PanicSwitch], error) {
 			err := b.SetPanic(actorOf(ctx), in.Body.On)
 			return reply1(state.PanicSwitch{On: in.Body.On}, err)
 		})
-	huma.Register(api, operation(http.MethodPost, "/v1/config/reload", "reload", "Read the configuration file again: all of it is in force then, or nothing has changed"),
-		func(context.Context, *none) (*none, error) { return nil, problemOf(b.Reload()) })
+	huma.Register(api, operation(state.ScopeAdmin, http.MethodPost, "/v1/config/reload", "reload", "Read the configuration file again: all of it is in force then, or nothing has changed"),
+		func(ctx context.Context, _ *none) (*none, error) { return nil, problemOf(b.Reload(actorOf(ctx))) })
 }

@@ -24,36 +24,36 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type stub struct {
 	Backend
 	asked int
-	actor string
+	actor state.Actor
 	err   error
 }
 
-func (s *stub) Ban(actor string, r state.BanRequest) (state.BanResponse, error) {
+func (s *stub) Ban(by state.Actor, r state.BanRequest) (state.BanResponse, error) {
 	s.asked++
-	s.actor = actor
+	s.actor = by
 	return state.BanResponse{Bans: make([]state.BanResult, len(r.Bans)), Done: len(r.Bans)}, s.err
 }
-func (s *stub) Unban(state.UnbanRequest) (state.BanResponse, error) {
+func (s *stub) Unban(state.Actor, state.UnbanRequest) (state.BanResponse, error) {
 	s.asked++
 	return state.BanResponse{}, s.err
 }
-func (s *stub) Allow(string, state.AllowRequest) (state.AllowResponse, error) {
+func (s *stub) Allow(state.Actor, state.AllowRequest) (state.AllowResponse, error) {
 	s.asked++
 	return state.AllowResponse{}, s.err
 }
-func (s *stub) Unallow(state.UnallowRequest) (state.AllowResponse, error) {
+func (s *stub) Unallow(state.Actor, state.UnallowRequest) (state.AllowResponse, error) {
 	s.asked++
 	return state.AllowResponse{}, s.err
 }
-func (s *stub) SetLimit(string, string, state.LimitSpec) (state.LimitView, error) {
+func (s *stub) SetLimit(state.Actor, string, state.LimitSpec) (state.LimitView, error) {
 	s.asked++
 	return state.LimitView{}, s.err
 }
-func (s *stub) Attach(state.AttachRequest) (state.InterfaceView, error) {
+func (s *stub) Attach(state.Actor, state.AttachRequest) (state.InterfaceView, error) {
 	s.asked++
 	return state.InterfaceView{}, s.err
 }
-func (s *stub) SetPanic(string, bool) error              { s.asked++; return s.err }
+func (s *stub) SetPanic(state.Actor, bool) error         { s.asked++; return s.err }
 func (s *stub) Check(netip.Addr) (state.Check, error)    { return state.Check{}, s.err }
 func (s *stub) Bans(state.Filter) (state.BanPage, error) { return state.BanPage{}, s.err }
 func (s *stub) Health() state.Health                     { return state.Health{State: "degraded", Problems: []string{"x"}} }
@@ -63,12 +63,16 @@ func (s *stub) Status(context.Context, time.Duration) (state.Overview, error) {
 }
 
 func ask(h http.Handler, method, path, body string) *httptest.ResponseRecorder {
+	return askAs(h, state.Operator("test"), method, path, body)
+}
+
+func askAs(h http.Handler, by state.Actor, method, path, body string) *httptest.ResponseRecorder {
 	w := httptest.NewRecorder()
 	r := httptest.NewRequest(method, path, strings.NewReader(body))
 	if body != "" {
 		r.Header.Set("Content-Type", "application/json")
 	}
-	h.ServeHTTP(w, r)
+	h.ServeHTTP(w, r.WithContext(withActor(r.Context(), by)))
 	return w
 }
 
@@ -126,7 +130,7 @@ func TestActor(t *testing.T) {
 		t.Fatalf("%v, %v", response, err)
 	}
 	response.Body.Close()
-	if s.actor == "" {
+	if s.actor.Name == "" {
 		t.Error("nobody asked")
 	}
 	transport.CloseIdleConnections()
@@ -183,4 +187,49 @@ func FuzzStrictJSON(f *testing.F) {
 			t.Errorf("%q passed", b)
 		}
 	})
+}
+
+// Every operation says which scope it takes, and no actor without it gets any further.
+func TestScopes(t *testing.T) {
+	s := &stub{}
+	h := Handler(Config{Backend: s})
+	changes := map[string]state.Scope{
+		"POST /v1/bans": state.ScopeBan, "POST /v1/unban": state.ScopeBan, "DELETE /v1/bans": state.ScopeBan,
+		"PUT /v1/limits/{name}": state.ScopeLimit, "DELETE /v1/limits/{name}": state.ScopeLimit,
+	}
+	var doc struct {
+		Paths map[string]map[string]struct {
+			OperationID string                `json:"operationId"`
+			Security    []map[string][]string `json:"security"`
+		} `json:"paths"`
+	}
+	if err := json.Unmarshal(ask(h, "GET", "/openapi.json", "").Body.Bytes(), &doc); err != nil || len(doc.Paths) == 0 {
+		t.Fatal(err)
+	}
+	for path, methods := range doc.Paths {
+		for method, op := range methods {
+			method = strings.ToUpper(method)
+			want, ok := changes[method+" "+path]
+			if want == "" && method != "GET" {
+				want = state.ScopeAdmin
+			} else if !ok {
+				want = state.ScopeRead
+			}
+			if len(op.Security) == 0 || op.Security[0]["bearer"][0] != string(want) {
+				t.Errorf("%s %s takes %v, want %s", method, path, op.Security, want)
+			}
+			for _, held := range append(state.Scopes, "") {
+				if held == want || held == state.ScopeAdmin {
+					continue
+				}
+				w := askAs(h, state.Actor{Kind: state.ActorToken, Name: "x", Scopes: []state.Scope{held}}, method, strings.NewReplacer("{name}", "web", "{address}", "192.0.2.1").Replace(path), "")
+				if w.Code != 403 || !strings.Contains(w.Body.String(), `"code":"forbidden"`) {
+					t.Errorf("%s %s with %s: %d %s", method, path, held, w.Code, w.Body)
+				}
+			}
+		}
+	}
+	if s.asked != 0 {
+		t.Error("something was done")
+	}
 }

@@ -58,8 +58,12 @@ func statusOf(c state.Code) int {
 	switch c {
 	case state.CodeInvalid:
 		return http.StatusUnprocessableEntity
-	case state.CodeRefused:
+	case state.CodeRefused, state.CodeForbidden:
 		return http.StatusForbidden
+	case state.CodeUnauthorized:
+		return http.StatusUnauthorized
+	case state.CodeLimited:
+		return http.StatusTooManyRequests
 	case state.CodeConflict:
 		return http.StatusConflict
 	case state.CodeNotFound:

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/levee-xdp/levee/agent/state"
 )
 
 // The bounds of what one peer can cost.
@@ -169,38 +171,38 @@ func (c *limitedConn) Close() error {
 
 type actorKey struct{}
 
-func withActor(ctx context.Context, actor string) context.Context {
+func withActor(ctx context.Context, actor state.Actor) context.Context {
 	return context.WithValue(ctx, actorKey{}, actor)
 }
 
-// actorOf says who asks: the user on the other end of the socket.
-func actorOf(ctx context.Context) string {
-	actor, _ := ctx.Value(actorKey{}).(string)
+// actorOf says who asks. Where nobody has said, that is nobody, who may do nothing.
+func actorOf(ctx context.Context) state.Actor {
+	actor, _ := ctx.Value(actorKey{}).(state.Actor)
 	return actor
 }
 
 // peerOf names the user on the other end of a socket, as the kernel knows it.
-func peerOf(c net.Conn) string {
+func peerOf(c net.Conn) (actor state.Actor) {
 	if l, ok := c.(*limitedConn); ok {
 		c = l.Conn
 	}
 	socket, ok := c.(*net.UnixConn)
 	if !ok {
-		return ""
+		return actor
 	}
 	raw, err := socket.SyscallConn()
 	if err != nil {
-		return ""
+		return actor
 	}
-	actor := ""
 	_ = raw.Control(func(fd uintptr) {
 		cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
 		if err != nil {
 			return
 		}
-		actor = "uid:" + strconv.Itoa(int(cred.Uid))
-		if u, err := user.LookupId(strconv.Itoa(int(cred.Uid))); err == nil {
-			actor = u.Username
+		actor = state.Actor{Kind: state.ActorPeer, ID: strconv.Itoa(int(cred.Uid)), UID: cred.Uid, GID: cred.Gid, PID: cred.Pid,
+			Scopes: []state.Scope{state.ScopeAdmin}}
+		if u, err := user.LookupId(actor.ID); err == nil {
+			actor.Name = u.Username
 		}
 	})
 	return actor

@@ -39,7 +39,8 @@ type Proposal struct {
 	Reason  string
 	For     time.Duration // 0: until it is taken back
 	Monitor bool
-	Force   bool // also if it is wider than Widest4 or Widest6
+	Force   bool    // also if it is wider than Widest4 or Widest6
+	Bounds  *Bounds // of who asks; nil: none
 
 	Remove bool // take the claim back, instead of making it
 	All    bool // with Remove: the claims of all origins
@@ -77,6 +78,11 @@ func (p *Proposal) Validate() *Error {
 		return AsError(err, CodeInvalid)
 	}
 	p.Prefix = prefix
+	if p.Bounds != nil {
+		if err := p.Bounds.check(p); err != nil {
+			return err
+		}
+	}
 	if p.Remove && p.All {
 		return nil
 	}

@@ -102,12 +102,13 @@ type change struct {
 	entries []entry
 	pending map[listedKey]*entry // what the claims will be
 	touched map[key][]uint16     // pending lists, by prefix
+	grown   map[uint16]int       // pending claims, by list
 	lists   []Origin             // new ones
 }
 
 func (s *Store) commit(batch []*request) {
 	c := &change{Store: s, now: s.clock.Monotonic(), wall: s.clock.Now().UnixNano(),
-		pending: map[listedKey]*entry{}, touched: map[key][]uint16{}}
+		pending: map[listedKey]*entry{}, touched: map[key][]uint16{}, grown: map[uint16]int{}}
 	for _, r := range batch {
 		r.outcomes = make([]Outcome, len(r.proposals))
 		for i := range r.proposals {
@@ -190,7 +191,11 @@ func (c *change) propose(p Proposal) Outcome {
 	before := c.current(e.key, list)
 	switch {
 	case before == nil:
+		if err := c.room(p.Bounds); err != nil {
+			return refuse(err)
+		}
 		out.Status = StatusAdded
+		c.grown[list]++
 	case before.expires == Forever && e.expires == Forever && before.monitor == e.monitor && before.reason == e.reason:
 		out.Status, out.Claim = StatusUnchanged, c.claimOfEntry(before)
 		return out
@@ -200,6 +205,31 @@ func (c *change) propose(p Proposal) Outcome {
 	c.add(e)
 	out.Claim = c.claimOfEntry(&e)
 	return out
+}
+
+// room tells whether who asks may have another claim.
+func (c *change) room(b *Bounds) *Error {
+	if b == nil || b.Claims == 0 {
+		return nil
+	}
+	n := 0
+	for _, o := range b.Origins {
+		list, ok := c.numbers[o]
+		if !ok {
+			i := slices.Index(c.lists, o)
+			if i < 0 {
+				continue
+			}
+			list = uint16(len(c.names) + i)
+		}
+		if n += c.grown[list]; int(list) < len(c.claims.lists) {
+			n += c.claims.lists[list].v4 + c.claims.lists[list].v6
+		}
+	}
+	if n < b.Claims {
+		return nil
+	}
+	return &Error{Code: CodeForbidden, Field: "prefix", Detail: fmt.Sprintf("would be one too many: %d claims of %s live, and you may have %d", n, b.origins(), b.Claims)}
 }
 
 func (c *change) remove(p Proposal) Outcome {
@@ -227,6 +257,7 @@ func (c *change) remove(p Proposal) Outcome {
 			out.Claim = claim
 		}
 		c.add(entry{remove: true, key: k, list: list})
+		c.grown[list]--
 	}
 	if len(out.Removed) > 0 {
 		return out

@@ -93,11 +93,11 @@ func ofCode(c state.Code) int {
 	switch c {
 	case state.CodeInvalid:
 		return exitUsage
-	case state.CodeRefused:
+	case state.CodeRefused, state.CodeForbidden:
 		return exitRefused
 	case state.CodeNotFound:
 		return exitNotFound
-	case state.CodeConflict, state.CodeFull, state.CodeStorage, state.CodeKernel:
+	case state.CodeConflict, state.CodeFull, state.CodeUnauthorized, state.CodeLimited, state.CodeStorage, state.CodeKernel:
 		return exitFailed
 	}
 	return exitFailed
