@@ -1,74 +1,62 @@
 package client
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
-	"errors"
-	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/levee-xdp/levee/agent/state"
 )
 
-// Socket is where the daemon listens if nobody says otherwise.
-const Socket = "/run/levee/levee.sock"
-
-// maxAnswer bounds what is read of an answer.
-const maxAnswer = 256 << 20
-
-// Config says whom to speak to.
-type Config struct {
-	Socket  string        // Socket if empty
-	Timeout time.Duration // of a call, beside what it samples; 30 s if 0
-	Agent   string        // the User-Agent
-}
-
 // Client speaks to one daemon. It is safe for concurrent use.
 type Client struct {
 	config Config
+	base   string // of every URL
+	at     string // where the daemon is, for people
 	http   *http.Client
+	err    error // what is wrong with the Config
 }
 
-// New returns a client. It does not connect yet.
+// New returns a client. It does not connect yet, and never fails: what is wrong with the Config is
+// what every call returns.
 func New(c Config) *Client {
-	if c.Socket == "" {
+	if c.Socket == "" && c.URL == "" {
 		c.Socket = Socket
 	}
 	if c.Timeout == 0 {
 		c.Timeout = 30 * time.Second
 	}
+	if c.Retries == 0 {
+		c.Retries = 2
+	}
 	if c.Agent == "" {
 		c.Agent = "levee-client"
 	}
-	dialer := net.Dialer{Timeout: 5 * time.Second}
+	out := &Client{config: c, base: "http://levee", at: c.Socket}
 	transport := &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			conn, err := dialer.DialContext(ctx, "unix", c.Socket)
-			if err != nil {
-				return nil, &UnreachableError{Socket: c.Socket, Err: cause(err)}
-			}
-			return conn, nil
-		},
-		DisableCompression: true,
-		MaxIdleConns:       2,
-		IdleConnTimeout:    30 * time.Second,
+		DisableCompression:    true,
+		MaxIdleConns:          idleConns,
+		MaxIdleConnsPerHost:   idleConns,
+		IdleConnTimeout:       30 * time.Second,
+		TLSHandshakeTimeout:   dialTimeout,
+		ResponseHeaderTimeout: 0, // the call's context bounds it
 	}
-	return &Client{config: c, http: &http.Client{Transport: transport}}
-}
-
-// cause leaves away the "dial unix /path" that the error's text says again.
-func cause(err error) error {
-	if op, ok := errors.AsType[*net.OpError](err); ok {
-		return op.Err
+	if c.URL == "" {
+		transport.DialContext = out.dialUnix
+		out.err = c.onlyUnix()
+	} else {
+		out.base, out.at = strings.TrimSuffix(c.URL, "/"), c.URL
+		transport.DialContext = out.dialTCP
+		transport.TLSClientConfig, out.err = c.tls()
 	}
-	return err
+	out.http = &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error {
+		return http.ErrUseLastResponse // a token goes nowhere else
+	}}
+	return out
 }
 
 // Close closes idle connections.
@@ -84,7 +72,7 @@ func (c *Client) Unban(ctx context.Context, r state.UnbanRequest) (out state.Ban
 	return out, c.call(ctx, http.MethodPost, "/v1/unban", nil, r, &out)
 }
 
-// Bans returns a page of claims, the newest first.
+// Bans returns a page of claims, the newest first. BanPages and Claims return them all.
 func (c *Client) Bans(ctx context.Context, f state.Filter) (out state.BanPage, err error) {
 	q := url.Values{}
 	if f.Origin != "" {
@@ -192,6 +180,11 @@ func (c *Client) Reload(ctx context.Context) error {
 	return c.call(ctx, http.MethodPost, "/v1/config/reload", nil, nil, nil)
 }
 
+// Health says whether the daemon is all right, and what to do if not.
+func (c *Client) Health(ctx context.Context) (out state.Health, err error) {
+	return out, c.call(ctx, http.MethodGet, "/healthz", nil, nil, &out)
+}
+
 func sampled(q url.Values, sample time.Duration) url.Values {
 	if sample <= 0 {
 		return q
@@ -201,74 +194,4 @@ func sampled(q url.Values, sample time.Duration) url.Values {
 	}
 	q.Set("sample", state.Duration(sample).String())
 	return q
-}
-
-// call sends a request and reads its answer. Returns an *UnreachableError if nobody answered, and
-// an *Error if the answer is a refusal.
-func (c *Client) call(ctx context.Context, method, path string, query url.Values, in, out any) error {
-	ctx, cancel := context.WithTimeout(ctx, c.config.Timeout)
-	defer cancel()
-	target := "http://levee" + path
-	if len(query) > 0 {
-		target += "?" + query.Encode()
-	}
-	var body io.Reader
-	if in != nil {
-		text, err := json.Marshal(in)
-		if err != nil {
-			return fmt.Errorf("%s %s: %w", method, path, err)
-		}
-		body = bytes.NewReader(text)
-	}
-	request, err := http.NewRequestWithContext(ctx, method, target, body)
-	if err != nil {
-		return fmt.Errorf("%s %s: %w", method, path, err)
-	}
-	if body != nil {
-		request.Header.Set("Content-Type", "application/json")
-	}
-	request.Header.Set("Accept", "application/json")
-	request.Header.Set("User-Agent", c.config.Agent)
-	response, err := c.http.Do(request)
-	if err != nil {
-		if e, ok := errors.AsType[*UnreachableError](err); ok {
-			return e
-		}
-		if errors.Is(err, context.Canceled) {
-			return context.Canceled
-		}
-		if errors.Is(err, context.DeadlineExceeded) {
-			return &UnreachableError{Socket: c.config.Socket, Err: fmt.Errorf("no answer within %s", c.config.Timeout)}
-		}
-		if e, ok := errors.AsType[*url.Error](err); ok {
-			err = e.Err
-		}
-		return &UnreachableError{Socket: c.config.Socket, Err: err}
-	}
-	defer response.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
-	if err != nil {
-		return fmt.Errorf("%s %s: the answer broke off: %w", method, path, err)
-	}
-	if response.StatusCode >= 300 {
-		return problem(response, text)
-	}
-	if out == nil || len(text) == 0 {
-		return nil
-	}
-	if err := json.Unmarshal(text, out); err != nil {
-		// Not wrapped: that a value of the daemon's makes no sense is no error of who asked.
-		return fmt.Errorf("%s %s: the answer can't be read: %s", method, path, err.Error())
-	}
-	return nil
-}
-
-// problem reads a problem document; an answer that is none is told by its status.
-func problem(response *http.Response, text []byte) error {
-	e := &Error{}
-	if json.Unmarshal(text, e) != nil || e.Title == "" && e.Detail == "" {
-		*e = Error{Title: http.StatusText(response.StatusCode)}
-	}
-	e.Status = response.StatusCode
-	return e
 }

@@ -1,34 +1,48 @@
 package client
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/levee-xdp/levee/agent/state"
 )
 
-// ErrUnreachable says that nobody answered at the socket. Errors that are of this kind are an
+// ErrUnreachable says that nobody answered. Errors that are of this kind are an
 // *UnreachableError, too.
 var ErrUnreachable = errors.New("the daemon can't be reached")
 
-// UnreachableError says at which socket nobody answered, and why.
+// UnreachableError says where nobody answered, and why.
 type UnreachableError struct {
-	Socket string
-	Err    error
+	At  string // the socket's path, or the URL
+	Err error
+
+	unsent bool // the daemon has seen nothing of the call
+	final  bool // it will not be otherwise in a moment
 }
 
-// Error names the socket, and says what to do.
+// Error says where, and what to do.
 func (e *UnreachableError) Error() string {
 	switch {
+	case strings.HasPrefix(e.At, "https://"):
 	case errors.Is(e.Err, fs.ErrPermission):
-		return fmt.Sprintf("the daemon can't be reached at %s: this user may not; be root, or in the group that the setting api.group names", e.Socket)
+		return fmt.Sprintf("the daemon can't be reached at %s: this user may not; be root, or in the group that the setting api.group names", e.At)
 	case errors.Is(e.Err, fs.ErrNotExist):
-		return fmt.Sprintf("the daemon can't be reached at %s: there is no such socket; is levee running? (systemctl status levee)", e.Socket)
+		return fmt.Sprintf("the daemon can't be reached at %s: there is no such socket; is levee running? (systemctl status levee)", e.At)
 	}
-	return fmt.Sprintf("the daemon can't be reached at %s: %v", e.Socket, e.Err)
+	return fmt.Sprintf("the daemon can't be reached at %s: %v", e.At, e.Err)
+}
+
+// untrusted tells whether the peers did not come to trust each other.
+func untrusted(err error) bool {
+	_, verify := errors.AsType[*tls.CertificateVerificationError](err)
+	_, alert := errors.AsType[tls.AlertError](err)
+	_, record := errors.AsType[tls.RecordHeaderError](err)
+	return verify || alert || record
 }
 
 // Is tells that it is an ErrUnreachable.
@@ -46,6 +60,8 @@ type Error struct {
 	Field  string     `json:"field,omitempty"` // that it is about
 	Value  string     `json:"value,omitempty"` // that was given
 	Errors []Problem  `json:"errors,omitempty"`
+
+	RetryAfter time.Duration `json:"-"` // what the daemon asks for before the next call; 0: nothing
 }
 
 // Problem is one of several things that are wrong with a request.
