@@ -34,9 +34,12 @@ var (
 	bucketLimits       = []byte("limits")
 	bucketLimitNumbers = []byte("limit_numbers")
 	bucketInterfaces   = []byte("interfaces")
+	bucketTokens       = []byte("tokens")
 
 	buckets = [][]byte{bucketMeta, bucketSegments, bucketLists, bucketBoots, bucketAllows,
-		bucketLimits, bucketLimitNumbers, bucketInterfaces}
+		bucketLimits, bucketLimitNumbers, bucketInterfaces, bucketTokens}
+	// Those that files of earlier versions lack.
+	laterBuckets = [][]byte{bucketTokens}
 
 	keySchema = []byte("schema")
 	keyLog    = []byte("log")  // first and next segment
@@ -81,6 +84,7 @@ type memory struct {
 	allows     allowTable
 	limits     limitTable
 	interfaces map[string]Interface
+	tokens     *tokenTable
 }
 
 // segments is what is known of the log without reading it.
@@ -244,10 +248,37 @@ func (s *Store) open() (err error) {
 	case err != nil:
 		return &DamagedError{path, err}
 	}
+	if err = s.addBuckets(); err != nil {
+		return errors.Join(fmt.Errorf("state %s: %w", path, err), s.db.Close())
+	}
 	if err = s.db.View(s.load); err != nil {
 		return errors.Join(err, s.db.Close())
 	}
 	return nil
+}
+
+// addBuckets adds to a file of an earlier version what it lacks.
+func (s *Store) addBuckets() error {
+	var lacks [][]byte
+	err := s.db.View(func(tx *bbolt.Tx) error {
+		for _, b := range laterBuckets {
+			if tx.Bucket(b) == nil {
+				lacks = append(lacks, b)
+			}
+		}
+		return nil
+	})
+	if err != nil || len(lacks) == 0 {
+		return err
+	}
+	return s.db.Update(func(tx *bbolt.Tx) error {
+		for _, b := range lacks {
+			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // fromSystem tells whether it was the system that failed, and not the file's contents.
@@ -325,6 +356,9 @@ func (s *Store) load(tx *bbolt.Tx) error {
 		return damaged("%w", err)
 	}
 	if err := s.loadSettings(tx); err != nil {
+		return damaged("%w", err)
+	}
+	if err := s.loadTokens(tx); err != nil {
 		return damaged("%w", err)
 	}
 	log := meta.Get(keyLog)
