@@ -1,0 +1,264 @@
+package audit
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/levee-xdp/levee/agent/state"
+)
+
+// ecsVersion is the version of the Elastic Common Schema whose fields are used.
+const ecsVersion = "8.17.0"
+
+// What a string of a record's may have, in bytes: none of them is Levee's own to bound.
+const maxText = 512
+
+// Record is one line of the log. Its fields are those of the Elastic Common Schema; what that has no
+// name for stands under levee.
+type Record struct {
+	Time      time.Time  `json:"@timestamp"`
+	ECS       ecs        `json:"ecs"`
+	Event     event      `json:"event"`
+	Message   string     `json:"message"`
+	User      *user      `json:"user,omitempty"`
+	Process   *process   `json:"process,omitempty"`
+	Source    *source    `json:"source,omitempty"`
+	UserAgent *userAgent `json:"user_agent,omitempty"`
+	HTTP      *httpField `json:"http,omitempty"`
+	URL       *urlField  `json:"url,omitempty"`
+	Levee     levee      `json:"levee"`
+}
+
+type ecs struct {
+	Version string `json:"version"`
+}
+
+type event struct {
+	Kind     string   `json:"kind"`
+	Module   string   `json:"module"`
+	Dataset  string   `json:"dataset"`
+	Category []string `json:"category"`
+	Type     []string `json:"type"`
+	Action   string   `json:"action"`
+	Outcome  string   `json:"outcome"`
+	Code     string   `json:"code,omitempty"`
+	Reason   string   `json:"reason,omitempty"`
+	Sequence uint64   `json:"sequence"`
+}
+
+type user struct {
+	Name  string   `json:"name,omitempty"`
+	ID    string   `json:"id,omitempty"`
+	Roles []string `json:"roles,omitempty"`
+}
+
+type process struct {
+	PID int32 `json:"pid"`
+}
+
+type source struct {
+	IP   string `json:"ip"`
+	Port uint16 `json:"port,omitempty"`
+}
+
+type userAgent struct {
+	Original string `json:"original"`
+}
+
+type httpField struct {
+	Request struct {
+		Method string `json:"method"`
+	} `json:"request"`
+	Response struct {
+		Status int `json:"status_code,omitempty"`
+	} `json:"response"`
+}
+
+type urlField struct {
+	Path string `json:"path"`
+}
+
+type levee struct {
+	Actor      string            `json:"actor,omitempty"` // the kind of who asks
+	Target     string            `json:"target,omitempty"`
+	Value      json.RawMessage   `json:"value,omitempty"`
+	Bans       []state.AuditBans `json:"bans,omitempty"`
+	Part       int               `json:"part,omitempty"` // of Parts, where one change takes several records
+	Parts      int               `json:"parts,omitempty"`
+	Suppressed uint64            `json:"suppressed,omitempty"` // refusals of this kind that were only counted
+	Previous   string            `json:"previous"`             // SHA-256 of the line before, in hexadecimal
+}
+
+// partPrefixes bounds the prefixes of one record. A change of more takes several.
+const partPrefixes = 1000
+
+// records makes what is to be written of an event, but for the chain.
+func records(e *state.AuditEvent, now time.Time) []Record {
+	r := Record{Time: now.UTC(), ECS: ecs{ecsVersion},
+		Event: event{Kind: "event", Module: "levee", Dataset: "levee.audit", Action: clean(e.Action), Outcome: "success",
+			Code: string(e.Code), Reason: clean(e.Reason)},
+		Levee: levee{Actor: string(e.By.Kind), Target: clean(e.Target)}}
+	if e.Refused || e.Failed {
+		r.Event.Outcome = "failure"
+	}
+	r.Event.Category, r.Event.Type = kindOf(e)
+	if e.By.Name != "" || e.By.ID != "" {
+		r.User = &user{Name: clean(e.By.Name), ID: clean(e.By.ID)}
+		for _, s := range e.By.Scopes {
+			r.User.Roles = append(r.User.Roles, string(s))
+		}
+	}
+	if e.By.PID != 0 {
+		r.Process = &process{e.By.PID}
+	}
+	if e.By.Address.IsValid() {
+		r.Source = &source{e.By.Address.Addr().Unmap().WithZone("").String(), e.By.Address.Port()}
+	}
+	if e.By.Agent != "" {
+		r.UserAgent = &userAgent{clean(e.By.Agent)}
+	}
+	if e.Method != "" {
+		r.HTTP, r.URL = &httpField{}, &urlField{clean(e.Path)}
+		r.HTTP.Request.Method, r.HTTP.Response.Status = clean(e.Method), e.Status
+	}
+	if e.Value != nil {
+		if text, err := json.Marshal(e.Value); err == nil && len(text) <= 16<<10 {
+			r.Levee.Value = text
+		}
+	}
+	r.Message = message(e)
+	parts := split(e.Bans)
+	if len(parts) == 0 {
+		return []Record{r}
+	}
+	out := make([]Record, len(parts))
+	for i, bans := range parts {
+		out[i] = r
+		out[i].Levee.Bans = bans
+		if len(parts) > 1 {
+			out[i].Levee.Part, out[i].Levee.Parts = i+1, len(parts)
+		}
+	}
+	return out
+}
+
+// split deals prefixes out to records.
+func split(bans []state.AuditBans) (parts [][]state.AuditBans) {
+	room := 0
+	for _, b := range bans {
+		b.Reason, b.Error, b.Origin = clean(b.Reason), clean(b.Error), state.Origin(clean(string(b.Origin)))
+		rest := b.Prefixes
+		for len(rest) > 0 {
+			if room == 0 {
+				parts, room = append(parts, nil), partPrefixes
+			}
+			n := min(room, len(rest))
+			b.Prefixes = make([]string, n)
+			for i := range n {
+				b.Prefixes[i] = clean(rest[i])
+			}
+			last := len(parts) - 1
+			parts[last] = append(parts[last], b)
+			rest, room = rest[n:], room-n
+		}
+	}
+	return parts
+}
+
+// kindOf sorts an event into the schema's categories.
+func kindOf(e *state.AuditEvent) (category, kind []string) {
+	switch {
+	case e.Refused && e.Code == state.CodeUnauthorized:
+		return []string{"authentication"}, []string{"start", "denied"}
+	case e.Refused:
+		return []string{"api"}, []string{"denied"}
+	case strings.Contains(e.Action, "token"):
+		category = []string{"iam"}
+	default:
+		category = []string{"configuration"}
+	}
+	switch e.Action {
+	case "ban", "allow", "add-token", "attach":
+		return category, []string{"creation"}
+	case "unban", "unallow", "remove-limit", "remove-token", "detach":
+		return category, []string{"deletion"}
+	}
+	return category, []string{"change"}
+}
+
+func message(e *state.AuditEvent) string {
+	who := clean(e.By.String())
+	if who == "" {
+		who = "somebody unknown"
+	}
+	done, refused, one := 0, 0, ""
+	for _, b := range e.Bans {
+		if b.Status == state.StatusRefused {
+			refused += len(b.Prefixes)
+		} else {
+			done += len(b.Prefixes)
+		}
+		if len(b.Prefixes) > 0 {
+			one = clean(b.Prefixes[0])
+		}
+	}
+	what := clean(e.Action)
+	switch {
+	case done+refused == 1:
+		what += " " + one
+	case done+refused > 1:
+		what += fmt.Sprintf(" of %d prefixes", done+refused)
+	case e.Target != "":
+		what += " " + clean(e.Target)
+	}
+	switch {
+	case e.Refused || done == 0 && refused > 0:
+		return who + ": " + what + " refused"
+	case e.Failed:
+		return who + ": " + what + " failed"
+	case refused > 0:
+		return fmt.Sprintf("%s: %s, %d of them refused", who, what, refused)
+	}
+	return who + ": " + what
+}
+
+// clean makes text that came from elsewhere harmless to whatever shows it: what does not print is
+// written as its code, and there is an end to it.
+func clean(s string) string {
+	if len(s) <= maxText && printable(s) {
+		return s
+	}
+	var b strings.Builder
+	for i := 0; i < len(s); {
+		if b.Len() > maxText {
+			b.WriteString("…")
+			break
+		}
+		r, size := utf8.DecodeRuneInString(s[i:])
+		switch {
+		case r == utf8.RuneError && size == 1:
+			fmt.Fprintf(&b, `\x%02x`, s[i])
+		case unicode.IsPrint(r):
+			b.WriteRune(r)
+		default:
+			q := strconv.QuoteRuneToASCII(r)
+			b.WriteString(q[1 : len(q)-1])
+		}
+		i += size
+	}
+	return b.String()
+}
+
+func printable(s string) bool {
+	for _, r := range s {
+		if !unicode.IsPrint(r) || r == utf8.RuneError {
+			return false
+		}
+	}
+	return true
+}
