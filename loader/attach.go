@@ -170,6 +170,11 @@ func (s *Set) link(dev *device, slot int, mode Mode) (why string, err error) {
 		return "", fmt.Errorf("attach %s: %w", dev.name, err)
 	}
 	defer prog.Close()
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.pins.unpin(prog))
+		}
+	}()
 
 	var l link.Link
 	switch mode {
@@ -300,7 +305,7 @@ func (s *Set) attachments() ([]Attachment, error) {
 			if a.Mode == ModeGeneric && !known {
 				a.Why = "it was attached so before this process started"
 			}
-			if a.ProgramTag, err = programTag(l.program); err != nil {
+			if a.ProgramTag, err = s.pins.programTag(l.program); err != nil {
 				return nil, err
 			}
 		} else if a.Why == "" {
@@ -311,10 +316,14 @@ func (s *Set) attachments() ([]Attachment, error) {
 	return all, nil
 }
 
-func programTag(id ebpf.ProgramID) (string, error) {
-	prog, err := ebpf.NewProgramFromID(id)
+// programTag returns the kernel's digest of a program; nothing if this process may not look at it.
+func (p pins) programTag(id ebpf.ProgramID) (string, error) {
+	prog, err := p.openProgram(id)
+	if notAllowed(err) {
+		return "", nil
+	}
 	if err != nil {
-		return "", fmt.Errorf("open program %d: %w", id, err)
+		return "", err
 	}
 	defer prog.Close()
 	info, err := prog.Info()
@@ -366,11 +375,15 @@ func (p pins) unlink(pin string) (bool, error) {
 		return false, err
 	}
 	defer l.Close()
+	info, err := l.Info()
+	if err != nil {
+		return false, err
+	}
 	if err := l.Detach(); err != nil {
 		return false, err
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) { // a daemon may have seen it, too
 		return true, err
 	}
-	return true, nil
+	return true, p.unpinProgram(info.Program)
 }

@@ -18,6 +18,7 @@ type ForeignError struct {
 	Program   string         // its name; empty if it has none
 	Tag       string         // its digest
 	LinkID    link.ID        // of the link that holds it; 0 if it was attached without one, as `ip link` does
+	Hidden    bool           // this process may not look at programs of others: name, tag and link are unknown
 }
 
 // Error names the program and says how it can be removed.
@@ -32,6 +33,8 @@ func (e *ForeignError) Error() string {
 	}
 	fmt.Fprintf(&b, " is attached there in %s mode and is not Levee's; stop its owner, or remove it with: ", e.Mode)
 	switch {
+	case e.Hidden:
+		fmt.Fprintf(&b, "ip link set dev %s xdp off; if that is refused, `bpftool link` names the link that holds it, for: bpftool link detach id", e.Name)
 	case e.LinkID != 0:
 		fmt.Fprintf(&b, "bpftool link detach id %d", e.LinkID)
 	case e.Mode == ModeGeneric:
@@ -50,6 +53,10 @@ func foreign(dev *device) error {
 	}
 	prog, err := ebpf.NewProgramFromID(e.ProgramID)
 	if errors.Is(err, fs.ErrNotExist) {
+		return e
+	}
+	if notAllowed(err) {
+		e.Hidden = true
 		return e
 	}
 	if err != nil {

@@ -180,6 +180,9 @@ func Remove(root string) (done []string, err error) {
 		}
 		done = append(done, "detached "+ifaceName(pin))
 	}
+	if err := os.RemoveAll(p.programs()); err != nil {
+		errs = append(errs, fmt.Errorf("remove the pins of programs: %w", err))
+	}
 	dirs, err := p.sets()
 	if err != nil {
 		errs = append(errs, err)

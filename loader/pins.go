@@ -164,7 +164,7 @@ func (p pins) prune() error {
 
 // removeEmpty removes the root and its empty directories, and leaves those that hold something.
 func (p pins) removeEmpty() {
-	for _, dir := range []string{p.links(), string(p)} {
+	for _, dir := range []string{p.links(), p.programs(), string(p)} {
 		_ = os.Remove(dir)
 	}
 }

@@ -76,6 +76,9 @@ func (s *Set) settle() (map[string]*pinned, *slots, error) {
 			if err := os.Remove(s.pins.link(pin)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return nil, nil, fmt.Errorf("remove a stale pin: %w", err)
 			}
+			if err := s.pins.unpinProgram(k.program); err != nil {
+				return nil, nil, err
+			}
 			s.log.Warn("a shield has gone with its interface, or was detached by hand; it comes back with the interface", "interface", ifaceName(pin))
 			continue
 		case k.device == nil: // taken to another namespace, shield and all

@@ -5,6 +5,7 @@ import (
 	"crypto/sha1"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -51,23 +52,31 @@ func (s *Set) specialise(slot int, loopback bool) (*ebpf.CollectionSpec, error) 
 	return spec, nil
 }
 
-// load puts a specialised program into the kernel, on the maps of this set.
+// load puts a specialised program into the kernel, on the maps of this set, and pins it.
 func (s *Set) load(spec *ebpf.CollectionSpec) (*ebpf.Program, error) {
 	var objs struct {
-		Program *ebpf.Program `ebpf:"levee"`
+		Program   *ebpf.Program `ebpf:"levee"`
+		Constants *ebpf.Map     `ebpf:".rodata"`
 	}
 	if err := spec.LoadAndAssign(&objs, &ebpf.CollectionOptions{MapReplacements: s.maps}); err != nil {
 		return nil, fmt.Errorf("load the program: %w", err)
+	}
+	defer objs.Constants.Close()
+	if err := s.pins.pinProgram(objs.Program, objs.Constants); err != nil {
+		return nil, errors.Join(err, objs.Program.Close())
 	}
 	return objs.Program, nil
 }
 
 // runs says whether a program in the kernel is the one that spec would become: the same
-// instructions, the same constants, the same maps.
+// instructions, the same constants, the same maps. One that this process may not look at is not.
 func (s *Set) runs(id ebpf.ProgramID, spec *ebpf.CollectionSpec) (bool, error) {
-	prog, err := ebpf.NewProgramFromID(id)
+	prog, err := s.pins.openProgram(id)
+	if notAllowed(err) {
+		return false, nil
+	}
 	if err != nil {
-		return false, fmt.Errorf("open program %d: %w", id, err)
+		return false, err
 	}
 	defer prog.Close()
 	info, err := prog.Info()
@@ -94,7 +103,10 @@ func (s *Set) runs(id ebpf.ProgramID, spec *ebpf.CollectionSpec) (bool, error) {
 		if s.holds(mapID) {
 			continue
 		}
-		if same, err := holdsConstants(mapID, want); !same || err != nil {
+		switch same, err := s.holdsConstants(id, mapID, want); {
+		case notAllowed(err):
+			return false, nil
+		case !same || err != nil:
 			return false, err
 		}
 		found = true
@@ -124,10 +136,10 @@ func possibleTags(spec *ebpf.CollectionSpec) ([]string, error) {
 // holds says whether a map belongs to this set.
 func (s *Set) holds(id ebpf.MapID) bool { return slices.Contains(s.mapIDs, id) }
 
-func holdsConstants(id ebpf.MapID, want []byte) (bool, error) {
-	m, err := ebpf.NewMapFromID(id)
+func (s *Set) holdsConstants(prog ebpf.ProgramID, id ebpf.MapID, want []byte) (bool, error) {
+	m, err := s.pins.openConstants(prog, id)
 	if err != nil {
-		return false, fmt.Errorf("open map %d: %w", id, err)
+		return false, err
 	}
 	defer m.Close()
 	if m.Type() != ebpf.Array || m.MaxEntries() != 1 || int(m.ValueSize()) != len(want) {

@@ -27,14 +27,14 @@ func (s *Set) Upgrade() ([]Attachment, error) {
 	}
 	changes, err := s.changes(live, table)
 	defer closeChanges(changes)
+	if err == nil {
+		err = s.replace(changes)
+	}
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, s.pins.prunePrograms())
 	}
-	if err := s.replace(changes); err != nil {
-		return nil, err
-	}
-	if err := s.pins.prune(); err != nil {
-		return nil, fmt.Errorf("remove sets that are no longer used: %w", err)
+	if err := errors.Join(s.pins.prune(), s.pins.prunePrograms()); err != nil {
+		return nil, fmt.Errorf("remove what is no longer used: %w", err)
 	}
 
 	all, err := s.attachments()
