@@ -196,8 +196,8 @@ func (s *Store) overruled(p netip.Prefix) (n int) {
 		n++
 	}
 	if !p.IsSingleIP() {
-		for slot, r := range s.all(1, s.used) {
-			if r.key.bits > k.bits && k.contains(r.key) && s.heads[r.key] == slot {
+		for _, r := range s.all(1, s.used) {
+			if r.bits > k.bits && r.head() && k.contains(r.key()) {
 				n++
 			}
 		}

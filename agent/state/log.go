@@ -33,14 +33,14 @@ const segmentEntries = 4096
 
 // entry is one change of the log. Texts stand in it as such.
 type entry struct {
-	remove        bool
-	monitor       bool
-	key           key
-	list          uint16
-	boot          uint16
-	created       int64
-	expires       uint64 // of the boot's clock, or Forever
-	actor, reason string
+	remove  bool
+	monitor bool
+	key     key
+	list    uint16
+	boot    uint16
+	created int64
+	expires uint64 // of the boot's clock, or Forever
+	words
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)

@@ -52,7 +52,7 @@ func (s *Store) Revert(outcomes []Outcome) error {
 		if o.before != nil {
 			r.undo = append(r.undo, *o.before)
 		} else {
-			r.undo = append(r.undo, entry{remove: true, key: cur.key, list: cur.list})
+			r.undo = append(r.undo, entry{remove: true, key: cur.key(), list: cur.list})
 		}
 	}
 	s.mu.RUnlock()
@@ -184,7 +184,7 @@ func (c *change) propose(p Proposal) Outcome {
 		return refuse(err)
 	}
 	e := entry{key: keyOf(p.Prefix), list: list, boot: c.boot, monitor: p.Monitor,
-		created: c.wall, expires: Forever, actor: p.Actor, reason: p.Reason}
+		created: c.wall, expires: Forever, words: words{p.Actor, p.Reason}}
 	if p.For > 0 {
 		e.expires = c.now + uint64(p.For)
 	}
@@ -384,12 +384,12 @@ func (c *change) save() *Error {
 			continue
 		}
 		r := s.recordOf(e, first+uint64(i/segmentEntries))
-		r.actor, r.reason = s.texts.hold(e.actor), s.texts.hold(e.reason)
+		r.words = s.texts.hold(e.words)
 		s.put(r)
 	}
 	for _, m := range carried {
-		if _, r := s.find(m.key, m.list); r != nil && r.segment < first {
-			r.segment = m.segment
+		if _, r := s.find(m.key, m.list); r != nil && int32(r.segment-uint32(first)) < 0 {
+			r.segment = uint32(m.segment)
 		}
 	}
 	return nil
@@ -439,7 +439,7 @@ func (c *change) clean(b *bbolt.Bucket, g *segments, first uint64) ([]carry, err
 			if e.remove || c.pending[listedKey{e.key, e.list}] != nil {
 				return nil
 			}
-			if _, r := c.find(e.key, e.list); r != nil && r.segment == g.first && r.expires > c.now {
+			if _, r := c.find(e.key, e.list); r != nil && r.segment == uint32(g.first) && r.expires > c.now {
 				keep = append(keep, *e)
 			}
 			return nil
@@ -484,8 +484,8 @@ func (s *Store) Sweep(most int) (ended []Expired, next uint64) {
 			return ended, next
 		}
 		r := s.at(s.due[0].slot)
-		ended = append(ended, Expired{r.key.prefix(), s.names[r.list]})
-		s.forget(r.key, r.list)
+		ended = append(ended, Expired{r.key().prefix(), s.names[r.list]})
+		s.forget(r.key(), r.list)
 	}
 }
 

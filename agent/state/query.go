@@ -12,8 +12,9 @@ import (
 )
 
 func (s *Store) claimOf(r *record) Claim {
-	return Claim{Prefix: r.key.prefix(), Origin: s.names[r.list], Actor: s.texts.text[r.actor], Reason: s.texts.text[r.reason],
-		Created: time.Unix(0, r.created).UTC(), Expires: s.wallTime(r.expires), Monitor: r.monitor}
+	w := s.texts.text[r.words]
+	return Claim{Prefix: r.key().prefix(), Origin: s.names[r.list], Actor: w.actor, Reason: w.reason,
+		Created: time.Unix(0, r.created).UTC(), Expires: s.wallTime(r.expires), Monitor: r.monitor()}
 }
 
 // precede orders claims by who speaks first, and among the same rank by age.
@@ -28,7 +29,7 @@ func precede(a, b Claim) int {
 func (s *Store) Effective(p netip.Prefix) (Ban, bool) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return s.effective(s.heads[keyOf(p)])
+	return s.effective(s.head(keyOf(p)))
 }
 
 // effective decides among the claims of a prefix, of which the first stands at a slot.
@@ -38,9 +39,9 @@ func (s *Store) effective(slot uint32) (Ban, bool) {
 		r := s.at(slot)
 		slot = r.next
 		switch {
-		case best == nil, best.monitor && !r.monitor:
+		case best == nil, best.monitor() && !r.monitor():
 			best = r
-		case !best.monitor && r.monitor:
+		case !best.monitor() && r.monitor():
 		case r.expires > best.expires,
 			r.expires == best.expires && s.names[r.list].Rank() < s.names[best.list].Rank():
 			best = r
@@ -49,7 +50,7 @@ func (s *Store) effective(slot uint32) (Ban, bool) {
 	if best == nil {
 		return Ban{}, false
 	}
-	return Ban{Prefix: best.key.prefix(), List: best.list, Monitor: best.monitor, Expires: best.expires}, true
+	return Ban{Prefix: best.key().prefix(), List: best.list, Monitor: best.monitor(), Expires: best.expires}, true
 }
 
 // Bans iterates over what the kernel is to enforce. It lets changes through on its way: one that
@@ -62,7 +63,7 @@ func (s *Store) Bans() iter.Seq[Ban] {
 			used := s.used
 			part = part[:0]
 			for slot, r := range s.all(from, from+chunk) {
-				if s.heads[r.key] != slot {
+				if !r.head() {
 					continue
 				}
 				if ban, ok := s.effective(slot); ok {
@@ -113,7 +114,7 @@ func (s *Store) Within(p netip.Prefix, most int) ([]Claim, int) {
 	var out []Claim
 	n := 0
 	for _, r := range s.all(1, s.used) {
-		if r.key.bits > k.bits && k.contains(r.key) {
+		if r.bits > k.bits && k.contains(r.key()) {
 			if n++; len(out) < most {
 				out = append(out, s.claimOf(r))
 			}
@@ -164,11 +165,11 @@ func (s *Store) List(f Filter) (page []Claim, total int, next string, failed *Er
 	var found placeHeap
 	for slot, r := range s.all(1, s.used) {
 		if list != 0 && r.list != list || r.created < since || r.expires <= now ||
-			f.Within.IsValid() && !within.contains(r.key) {
+			f.Within.IsValid() && !within.contains(r.key()) {
 			continue
 		}
 		total++
-		p := place{r.created, r.key, r.list, slot}
+		p := place{r.created, r.key(), r.list, slot}
 		if after != nil && p.compare(*after) <= 0 {
 			continue
 		}
@@ -316,7 +317,7 @@ func (s *Store) ByOrigin(o Origin) []netip.Prefix {
 	var out []netip.Prefix
 	for _, r := range s.all(1, s.used) {
 		if r.list == list {
-			out = append(out, r.key.prefix())
+			out = append(out, r.key().prefix())
 		}
 	}
 	return out

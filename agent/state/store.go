@@ -393,7 +393,7 @@ func (s *Store) loadSegments(tx *bbolt.Tx) error {
 				s.forget(e.key, e.list)
 				return nil
 			}
-			r.actor, r.reason = s.texts.hold(e.actor), s.texts.hold(e.reason)
+			r.words = s.texts.hold(e.words)
 			s.put(r)
 			return nil
 		})
@@ -472,8 +472,13 @@ func (m *memory) toBoot(expires uint64, n uint16) uint64 {
 	return uint64(max(int64(expires)+m.boots[m.boot].offset-m.boots[n].offset, 0))
 }
 
+// recordOf makes an entry's record; its words are not held yet.
 func (s *Store) recordOf(e *entry, segment uint64) record {
-	r := record{key: e.key, created: e.created, segment: segment, list: e.list, boot: e.boot, monitor: e.monitor, expires: e.expires}
+	r := record{created: e.created, segment: uint32(segment), list: e.list, boot: e.boot, expires: e.expires}
+	r.setKey(e.key)
+	if e.monitor {
+		r.flags |= recordMonitor
+	}
 	if !e.remove {
 		r.expires = s.fromBoot(e.expires, e.boot)
 	}
@@ -481,8 +486,8 @@ func (s *Store) recordOf(e *entry, segment uint64) record {
 }
 
 func (s *Store) entryOf(r *record) entry {
-	return entry{key: r.key, list: r.list, boot: r.boot, monitor: r.monitor, created: r.created,
-		expires: s.toBoot(r.expires, r.boot), actor: s.texts.text[r.actor], reason: s.texts.text[r.reason]}
+	return entry{key: r.key(), list: r.list, boot: r.boot, monitor: r.monitor(), created: r.created,
+		expires: s.toBoot(r.expires, r.boot), words: s.texts.text[r.words]}
 }
 
 // write runs a transaction. After an error nothing of it is on disk, and the caller has changed

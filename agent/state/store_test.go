@@ -695,7 +695,7 @@ func TestPages(t *testing.T) {
 
 func FuzzSegment(f *testing.F) {
 	f.Add(encodeSegment([]entry{
-		{key: keyOf(prefix("192.0.2.0/24")), list: 1, created: 5, expires: Forever, actor: "root", reason: "x"},
+		{key: keyOf(prefix("192.0.2.0/24")), list: 1, created: 5, expires: Forever, words: words{"root", "x"}},
 		{key: keyOf(prefix("2001:db8::1")), list: 2, boot: 1, expires: 77, monitor: true},
 		{key: keyOf(prefix("192.0.2.0/24")), list: 1, remove: true},
 	}))
