@@ -68,16 +68,16 @@ type Outcome struct {
 	Notes   []string
 	Error   *Error
 
-	before *entry // what the origin had said, to put it back
+	before  *entry // what the origin had said, to put it back
+	list    uint16 // of the claim that was made
+	created int64
 }
 
 // Validate checks a proposal, and brings its prefix into canonical form.
 func (p *Proposal) Validate() *Error {
-	prefix, err := Canonical(p.Prefix)
-	if err != nil {
-		return AsError(err, CodeInvalid)
+	if err := p.validatePrefix(); err != nil {
+		return err
 	}
-	p.Prefix = prefix
 	if p.Bounds != nil {
 		if err := p.Bounds.check(p); err != nil {
 			return err
@@ -100,7 +100,16 @@ func (p *Proposal) Validate() *Error {
 	if p.For < 0 || p.For > Longest {
 		return invalid("for", Duration(p.For).String(), "is not within 0 and 100 years")
 	}
-	if Wide(prefix) && !p.Force {
+	return nil
+}
+
+func (p *Proposal) validatePrefix() *Error {
+	prefix, err := Canonical(p.Prefix)
+	if err != nil {
+		return AsError(err, CodeInvalid)
+	}
+	p.Prefix = prefix
+	if Wide(prefix) && !p.Force && !p.Remove {
 		return &Error{Code: CodeRefused, Field: "prefix", Value: prefix.String(),
 			Detail: "is wider than /8 (IPv4) or /19 (IPv6); ban it with force if you mean it"}
 	}

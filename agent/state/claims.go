@@ -2,7 +2,6 @@ package state
 
 import (
 	"encoding/binary"
-	"hash/maphash"
 	"iter"
 	"net/netip"
 )
@@ -115,7 +114,7 @@ type claims struct {
 type listCount struct{ v4, v6 int }
 
 func newClaims() *claims {
-	return &claims{index: newIndex(maphash.MakeSeed(), 0), used: 1, texts: newTexts()}
+	return &claims{index: newIndex(newSeed(), 0), used: 1, texts: newTexts()}
 }
 
 func (c *claims) at(slot uint32) *record { return &c.slab[slot/chunk][slot%chunk] }
@@ -167,11 +166,13 @@ func (c *claims) on(k key) iter.Seq[*record] {
 
 // put makes or replaces the claim of a list on a prefix. The record's words must be held already;
 // those of the one replaced are let go.
-func (c *claims) put(n record) {
+func (c *claims) put(n record) { c.putHashed(n, c.index.hash(n.key())) }
+
+// putHashed is put for who knows the key's hash.
+func (c *claims) putHashed(n record, hash uint32) {
 	n.flags |= recordLive
 	n.flags &^= recordHead
 	k := n.key()
-	hash := c.index.hash(k)
 	cell, head := c.locate(k, hash)
 	for slot := head; slot != 0; {
 		r := c.at(slot)

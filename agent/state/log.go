@@ -57,6 +57,8 @@ func encodeSegment(entries []entry) []byte {
 		}
 		return n
 	}
+	var last words // most entries of a segment say the same
+	var actor, reason uint64
 	body := make([]byte, 0, 32*len(entries))
 	body = binary.AppendUvarint(body, uint64(len(entries)))
 	for i := range entries {
@@ -86,8 +88,11 @@ func encodeSegment(entries []entry) []byte {
 			continue
 		}
 		body = binary.BigEndian.AppendUint64(body, uint64(e.created))
-		body = binary.AppendUvarint(body, number(e.actor))
-		body = binary.AppendUvarint(body, number(e.reason))
+		if e.words != last {
+			last, actor, reason = e.words, number(e.actor), number(e.reason)
+		}
+		body = binary.AppendUvarint(body, actor)
+		body = binary.AppendUvarint(body, reason)
 		if e.expires != Forever {
 			body = binary.AppendUvarint(body, uint64(e.boot))
 			body = binary.BigEndian.AppendUint64(body, e.expires)

@@ -14,6 +14,7 @@ import (
 // request is one call of Propose that waits for its commit.
 type request struct {
 	proposals []Proposal
+	brief     bool    // outcomes say no more than they must
 	undo      []entry // written as they are
 	outcomes  []Outcome
 	err       *Error
@@ -35,6 +36,18 @@ func (s *Store) Propose(proposals []Proposal) ([]Outcome, error) {
 	return r.outcomes, nil
 }
 
+// ProposeBriefly is Propose for many proposals of which nobody asks for more than what came of them:
+// outcomes tell neither the claim, nor those of others, nor notes. They are written to out, which
+// has as many.
+func (s *Store) ProposeBriefly(proposals []Proposal, out []Outcome) error {
+	r := &request{proposals: proposals, brief: true, outcomes: out}
+	s.submit(r)
+	if r.err != nil {
+		return r.err
+	}
+	return nil
+}
+
 // Revert puts back what the origins had said before these outcomes, unless they have said something
 // else since. It is for claims that the kernel did not take.
 func (s *Store) Revert(outcomes []Outcome) error {
@@ -42,11 +55,11 @@ func (s *Store) Revert(outcomes []Outcome) error {
 	s.mu.RLock()
 	for i := range outcomes {
 		o := &outcomes[i]
-		if o.Claim == nil || o.Status != StatusAdded && o.Status != StatusChanged {
+		if o.Status != StatusAdded && o.Status != StatusChanged {
 			continue
 		}
-		_, cur := s.find(keyOf(o.Prefix), s.numbers[o.Claim.Origin])
-		if cur == nil || cur.created != o.Claim.Created.UnixNano() {
+		_, cur := s.find(keyOf(o.Prefix), o.list)
+		if cur == nil || cur.created != o.created {
 			continue
 		}
 		if o.before != nil {
@@ -100,19 +113,30 @@ type change struct {
 	now     uint64
 	wall    int64
 	entries []entry
-	pending map[listedKey]*entry // what the claims will be
-	touched map[key][]uint16     // pending lists, by prefix
-	grown   map[uint16]int       // pending claims, by list
-	lists   []Origin             // new ones
+	hashes  []uint32 // of the entries' keys
+	before  []uint32 // of each entry: the one before it about the same prefix, counted from 1; 0 none
+	pending index    // leads from a prefix to the last entry about it, counted from 1
+	grown   []int    // by how many claims a list grows
+	lists   []Origin // new ones
+	like    Proposal // the last one whose words were found valid
 }
 
 func (s *Store) commit(batch []*request) {
-	c := &change{Store: s, now: s.clock.Monotonic(), wall: s.clock.Now().UnixNano(),
-		pending: map[listedKey]*entry{}, touched: map[key][]uint16{}, grown: map[uint16]int{}}
+	size := 0
 	for _, r := range batch {
-		r.outcomes = make([]Outcome, len(r.proposals))
+		size += len(r.proposals) + len(r.undo)
+	}
+	c := &change{Store: s, now: s.clock.Monotonic(), wall: s.clock.Now().UnixNano(), pending: newIndex(s.index.seed, size),
+		entries: make([]entry, 0, size), hashes: make([]uint32, 0, size), before: make([]uint32, 0, size)}
+	for _, r := range batch {
+		if r.outcomes == nil {
+			r.outcomes = make([]Outcome, len(r.proposals))
+		}
 		for i := range r.proposals {
-			r.outcomes[i] = c.propose(r.proposals[i])
+			if i%touched == 0 {
+				c.touch(r.proposals[i:min(i+touched, len(r.proposals))])
+			}
+			c.propose(&r.proposals[i], &r.outcomes[i], r.brief)
 		}
 		for _, e := range r.undo {
 			c.add(e)
@@ -126,7 +150,7 @@ func (s *Store) commit(batch []*request) {
 	defer s.mu.RUnlock()
 	for _, r := range batch {
 		r.done, r.err = true, failed
-		if failed != nil {
+		if failed != nil || r.brief {
 			continue
 		}
 		for i := range r.outcomes {
@@ -135,76 +159,134 @@ func (s *Store) commit(batch []*request) {
 	}
 }
 
-// current is the claim of a list on a prefix as this transaction has it; nil if there is none.
-func (c *change) current(k key, list uint16) *entry {
-	if e, ok := c.pending[listedKey{k, list}]; ok {
-		if e.remove {
-			return nil
+// touched is how many proposals are looked up at once.
+const touched = 64
+
+// touch brings what the proposals are about near; see index.touch.
+func (c *change) touch(proposals []Proposal) {
+	var hashes [touched]uint32
+	for i := range proposals {
+		hashes[i] = c.index.hash(keyOf(proposals[i].Prefix))
+	}
+	c.index.touch(hashes[:len(proposals)])
+}
+
+// said returns the index's cell for a prefix, and the last entry about it, counted from 1; 0 if there
+// is none.
+func (c *change) said(k key, hash uint32) (cell, last uint32) {
+	for cell = c.pending.home(hash); ; cell = c.pending.after(cell) {
+		v := c.pending.cells[cell]
+		if v == 0 {
+			return cell, 0
 		}
-		return e
+		if uint32(v>>32) == hash && c.entries[uint32(v)-1].key == k {
+			return cell, uint32(v)
+		}
 	}
-	_, r := c.find(k, list)
-	if r == nil {
-		return nil
-	}
-	e := c.entryOf(r)
-	return &e
 }
 
-func (c *change) add(e entry) {
-	c.entries = append(c.entries, e)
-	k := listedKey{e.key, e.list}
-	if c.pending[k] == nil {
-		c.touched[e.key] = append(c.touched[e.key], e.list)
+// current is the claim of a list on a prefix as this transaction has it; nil if there is none.
+func (c *change) current(k key, list uint16) *entry { return c.currentHashed(k, c.index.hash(k), list) }
+
+func (c *change) currentHashed(k key, hash uint32, list uint16) *entry {
+	_, n := c.said(k, hash)
+	for ; n != 0; n = c.before[n-1] {
+		if e := &c.entries[n-1]; e.list == list {
+			if e.remove {
+				return nil
+			}
+			return e
+		}
 	}
-	c.pending[k] = &e
+	for _, slot := c.locate(k, hash); slot != 0; {
+		r := c.at(slot)
+		if r.list == list {
+			e := c.entryOf(r)
+			return &e
+		}
+		slot = r.next
+	}
+	return nil
 }
 
-func (c *change) propose(p Proposal) Outcome {
-	if err := p.Validate(); err != nil {
-		return Outcome{Prefix: p.Prefix, Status: StatusRefused, Error: err}
+// says tells whether this transaction has something to say of the claim of a list on a prefix.
+func (c *change) says(k key, list uint16) bool {
+	_, n := c.said(k, c.index.hash(k))
+	for n != 0 && c.entries[n-1].list != list {
+		n = c.before[n-1]
 	}
+	return n != 0
+}
+
+func (c *change) add(e entry) { c.addHashed(e, c.index.hash(e.key)) }
+
+func (c *change) addHashed(e entry, hash uint32) {
+	cell, last := c.said(e.key, hash)
+	c.entries, c.hashes, c.before = append(c.entries, e), append(c.hashes, hash), append(c.before, last)
+	if n := uint32(len(c.entries)); last == 0 {
+		c.pending.fill(cell, hash, n)
+	} else {
+		c.pending.lead(cell, n)
+	}
+}
+
+// propose decides on one proposal.
+func (c *change) propose(asked *Proposal, out *Outcome, brief bool) {
+	p := *asked
+	*out = Outcome{}
+	if err := c.validate(&p); err != nil {
+		*out = Outcome{Prefix: p.Prefix, Status: StatusRefused, Error: err}
+		return
+	}
+	out.Prefix = p.Prefix
 	if p.Remove {
-		return c.remove(p)
-	}
-	out := Outcome{Prefix: p.Prefix}
-	refuse := func(err *Error) Outcome {
-		out.Status, out.Error = StatusRefused, err
-		return out
+		c.remove(&p, out)
+		return
 	}
 	if allow, ok := c.allows.covering(p.Prefix); ok && p.Origin != OriginKernel {
-		return refuse(&Error{Code: CodeRefused, Field: "prefix", Value: PrefixString(p.Prefix),
-			Detail: fmt.Sprintf("is allowed by the entry %s (%s), which no ban may touch", PrefixString(allow.Prefix), allow.describe())})
-	}
-	if n := c.allows.within(p.Prefix); n > 0 {
-		out.Notes = append(out.Notes, fmt.Sprintf("%d allow entries lie within %s and still pass", n, p.Prefix))
+		out.Status, out.Error = StatusRefused, &Error{Code: CodeRefused, Field: "prefix", Value: PrefixString(p.Prefix),
+			Detail: fmt.Sprintf("is allowed by the entry %s (%s), which no ban may touch", PrefixString(allow.Prefix), allow.describe())}
+		return
 	}
 	list, err := c.list(p.Origin)
 	if err != nil {
-		return refuse(err)
+		out.Status, out.Error = StatusRefused, err
+		return
+	}
+	if !brief {
+		if n := c.allows.within(p.Prefix); n > 0 {
+			out.Notes = append(out.Notes, fmt.Sprintf("%d allow entries lie within %s and still pass", n, p.Prefix))
+		}
 	}
 	e := entry{key: keyOf(p.Prefix), list: list, boot: c.boot, monitor: p.Monitor,
 		created: c.wall, expires: Forever, words: words{p.Actor, p.Reason}}
 	if p.For > 0 {
 		e.expires = c.now + uint64(p.For)
 	}
-	before := c.current(e.key, list)
+	hash := c.index.hash(e.key)
+	before := c.currentHashed(e.key, hash, list)
 	switch {
 	case before == nil:
 		if err := c.room(p.Bounds); err != nil {
-			return refuse(err)
+			out.Status, out.Error = StatusRefused, err
+			return
 		}
 		out.Status = StatusAdded
-		c.grown[list]++
+		c.grow(list, 1)
 	case before.expires == Forever && e.expires == Forever && before.monitor == e.monitor && before.reason == e.reason:
-		out.Status, out.Claim = StatusUnchanged, c.claimOfEntry(before)
-		return out
+		out.Status = StatusUnchanged
+		if !brief {
+			out.Claim = c.claimOfEntry(before)
+		}
+		return
 	default:
 		out.Status, out.before = StatusChanged, before
 	}
-	c.add(e)
-	out.Claim = c.claimOfEntry(&e)
-	return out
+	c.addHashed(e, hash)
+	out.list, out.created = e.list, e.created
+	if !brief {
+		out.Claim = c.claimOfEntry(&e)
+	}
 }
 
 // room tells whether who asks may have another claim.
@@ -222,7 +304,10 @@ func (c *change) room(b *Bounds) *Error {
 			}
 			list = uint16(len(c.names) + i)
 		}
-		if n += c.grown[list]; int(list) < len(c.claims.lists) {
+		if int(list) < len(c.grown) {
+			n += c.grown[list]
+		}
+		if int(list) < len(c.claims.lists) {
 			n += c.claims.lists[list].v4 + c.claims.lists[list].v6
 		}
 	}
@@ -232,10 +317,37 @@ func (c *change) room(b *Bounds) *Error {
 	return &Error{Code: CodeForbidden, Field: "prefix", Detail: fmt.Sprintf("would be one too many: %d claims of %s live, and you may have %d", n, b.origins(), b.Claims)}
 }
 
-func (c *change) remove(p Proposal) Outcome {
-	out := Outcome{Prefix: p.Prefix, Status: StatusRemoved}
+// grow counts a claim more of a list, or less.
+func (c *change) grow(list uint16, by int) {
+	for int(list) >= len(c.grown) {
+		c.grown = append(c.grown, 0)
+	}
+	c.grown[list] += by
+}
+
+// validate is Proposal.Validate, but looks at words that many proposals share only once.
+func (c *change) validate(p *Proposal) *Error {
+	if p.Remove || p.Bounds != nil || c.like.Origin == "" || p.Origin != c.like.Origin || p.Reason != c.like.Reason || p.For != c.like.For {
+		if err := p.Validate(); err != nil {
+			return err
+		}
+		if !p.Remove {
+			c.like = *p
+		}
+		return nil
+	}
+	return p.validatePrefix()
+}
+
+func (c *change) remove(p *Proposal, out *Outcome) {
+	out.Status = StatusRemoved
 	k := keyOf(p.Prefix)
-	lists := slices.Clone(c.touched[k])
+	var lists []uint16
+	for _, n := c.said(k, c.index.hash(k)); n != 0; n = c.before[n-1] {
+		if list := c.entries[n-1].list; !slices.Contains(lists, list) {
+			lists = append(lists, list)
+		}
+	}
 	for r := range c.on(k) {
 		if !slices.Contains(lists, r.list) {
 			lists = append(lists, r.list)
@@ -257,10 +369,10 @@ func (c *change) remove(p Proposal) Outcome {
 			out.Claim = claim
 		}
 		c.add(entry{remove: true, key: k, list: list})
-		c.grown[list]--
+		c.grow(list, -1)
 	}
 	if len(out.Removed) > 0 {
-		return out
+		return
 	}
 	out.Status = StatusRefused
 	out.Error = &Error{Code: CodeNotFound, Field: "prefix", Value: PrefixString(p.Prefix)}
@@ -274,7 +386,6 @@ func (c *change) remove(p Proposal) Outcome {
 			out.Error.Detail += " itself; it lies within " + wide
 		}
 	}
-	return out
 }
 
 // wider names the ban that contains a prefix, if there is one.
@@ -385,7 +496,7 @@ func (c *change) save() *Error {
 		}
 		r := s.recordOf(e, first+uint64(i/segmentEntries))
 		r.words = s.texts.hold(e.words)
-		s.put(r)
+		s.putHashed(r, c.hashes[i])
 	}
 	for _, m := range carried {
 		if _, r := s.find(m.key, m.list); r != nil && int32(r.segment-uint32(first)) < 0 {
@@ -436,7 +547,7 @@ func (c *change) clean(b *bbolt.Bucket, g *segments, first uint64) ([]carry, err
 		err := decodeSegment(b.Get(k), func(e *entry) error {
 			budget--
 			g.entries--
-			if e.remove || c.pending[listedKey{e.key, e.list}] != nil {
+			if e.remove || c.says(e.key, e.list) {
 				return nil
 			}
 			if _, r := c.find(e.key, e.list); r != nil && r.segment == uint32(g.first) && r.expires > c.now {

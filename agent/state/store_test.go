@@ -728,18 +728,33 @@ func normal(entries []entry) []entry {
 }
 
 func BenchmarkPropose(b *testing.B) {
+	for _, size := range []int{10_000, 4096} {
+		for _, brief := range []bool{false, true} {
+			b.Run(fmt.Sprintf("%d/brief=%t", size, brief), func(b *testing.B) { benchmarkPropose(b, size, brief) })
+		}
+	}
+}
+
+func benchmarkPropose(b *testing.B, size int, brief bool) {
 	h := open(b)
 	var batch []Proposal
-	for i := range 10000 {
-		batch = append(batch, Proposal{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 32), Origin: "feed:x", Reason: "listed"})
+	for range size {
+		batch = append(batch, Proposal{Origin: "feed:x", Reason: "listed"})
 	}
+	out := make([]Outcome, size)
 	n := uint32(0)
 	for b.Loop() {
 		for i := range batch {
 			n++
 			batch[i].Prefix = netip.PrefixFrom(netip.AddrFrom4([4]byte{10 + byte(n>>24), byte(n >> 16), byte(n >> 8), byte(n)}), 32)
 		}
-		if _, err := h.Propose(batch); err != nil {
+		var err error
+		if brief {
+			err = h.ProposeBriefly(batch, out)
+		} else {
+			_, err = h.Propose(batch)
+		}
+		if err != nil {
 			b.Fatal(err)
 		}
 	}
