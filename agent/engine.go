@@ -37,6 +37,7 @@ type engine struct {
 	recent     recent
 	ready      atomic.Bool
 
+	bulk     sync.Mutex // held by a bulk that is done whole
 	settings sync.Mutex // held while limits, allows, interfaces or the configuration change
 
 	mu       sync.Mutex        // guards what follows
@@ -163,6 +164,11 @@ func (e *engine) decide(proposals []state.Proposal) ([]state.Outcome, error) {
 	if err != nil {
 		return nil, err
 	}
+	return outcomes, e.enforce(outcomes)
+}
+
+// enforce takes to the kernel what the state has granted.
+func (e *engine) enforce(outcomes []state.Outcome) error {
 	var prefixes []netip.Prefix
 	var of []int
 	for i := range outcomes {
@@ -172,19 +178,19 @@ func (e *engine) decide(proposals []state.Proposal) ([]state.Outcome, error) {
 		}
 	}
 	if failed := e.reconciler.Apply(prefixes); failed != nil {
-		return outcomes, e.takeBack(outcomes, of, failed)
+		return e.takeBack(outcomes, of, failed)
 	}
-	return outcomes, nil
+	return nil
 }
 
 // takeBack undoes in the state what the kernel has refused.
 func (e *engine) takeBack(outcomes []state.Outcome, of []int, failed []*state.Error) error {
-	var undo []state.Outcome
+	var undo []state.Made
 	var prefixes []netip.Prefix
 	for i, err := range failed {
 		if o := &outcomes[of[i]]; err != nil && o.Status != state.StatusRemoved {
-			if o.Status != state.StatusUnchanged {
-				undo, prefixes = append(undo, *o), append(prefixes, o.Prefix)
+			if made, ok := o.Made(); ok {
+				undo, prefixes = append(undo, made), append(prefixes, o.Prefix)
 			}
 			*o = state.Outcome{Prefix: o.Prefix, Status: state.StatusRefused, Error: err}
 		}

@@ -133,6 +133,18 @@ func (s *fakeShield) Tables() Tables {
 
 type fakeBans struct{ *fakeKernel }
 
+func (b fakeBans) PutMany(bans []kernel.Ban) (failed []error) {
+	for i, ban := range bans {
+		if err := b.Put(ban); err != nil {
+			if failed == nil {
+				failed = make([]error, len(bans))
+			}
+			failed[i] = err
+		}
+	}
+	return failed
+}
+
 func (b fakeBans) Put(ban kernel.Ban) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()

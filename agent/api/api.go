@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"iter"
 	"net/http"
 	"net/netip"
 	"reflect"
@@ -19,7 +20,9 @@ import (
 type Backend interface {
 	Ban(by state.Actor, r state.BanRequest) (state.BanResponse, error)
 	Unban(by state.Actor, r state.UnbanRequest) (state.BanResponse, error)
+	BanBulk(by state.Actor, r state.BulkRequest, lines state.BulkLines) (state.BulkResponse, error)
 	Bans(f state.Filter) (state.BanPage, error)
+	AllBans(origin state.Origin) iter.Seq[state.Claim]
 	Check(addr netip.Addr) (state.Check, error)
 
 	Allow(by state.Actor, r state.AllowRequest) (state.AllowResponse, error)
@@ -74,6 +77,7 @@ func Handler(c Config) http.Handler {
 	b := backend{c.Backend}
 
 	b.bans(api)
+	b.bulk(api)
 	b.allows(api)
 	b.limits(api)
 	b.interfaces(api)

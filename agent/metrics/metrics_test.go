@@ -166,7 +166,7 @@ func TestDocumentation(t *testing.T) {
 // Every metric of the catalogue is shown, and no other.
 func TestComplete(t *testing.T) {
 	r := NewRecord()
-	r.change("added", "operator")
+	r.change(run{"added", "operator", 1})
 	r.Request("/", 200)
 	shown := map[string]bool{}
 	for _, m := range regexp.MustCompile(`(?m)^# TYPE (\S+)`).FindAllStringSubmatch(text(t, newFake().collector())+text(t, r), -1) {
@@ -188,7 +188,7 @@ func TestComplete(t *testing.T) {
 
 func TestLint(t *testing.T) {
 	r := NewRecord()
-	r.change("added", "operator")
+	r.change(run{"added", "operator", 1})
 	r.Request("/", 200)
 	registry, err := NewRegistry(newFake().collector(), r)
 	if err != nil {
@@ -290,8 +290,8 @@ func TestCardinality(t *testing.T) {
 	}
 	r := NewRecord()
 	for i := range 10_000 {
-		r.change("added", state.Origin(fmt.Sprint("api:client-", i)))
-		r.change("refused", state.Origin(fmt.Sprint("what is ", i)))
+		r.change(run{"added", state.Origin(fmt.Sprint("api:client-", i)), 1})
+		r.change(run{"refused", state.Origin(fmt.Sprint("what is ", i)), 1})
 		r.Request(fmt.Sprint("/", i), i)
 	}
 	registry, err := NewRegistry(f.collector(), r)

@@ -48,34 +48,57 @@ func (r *Record) Collect(to chan<- prometheus.Metric) {
 
 // Bans counts the outcomes of proposals, which stand at the same places.
 func (r *Record) Bans(proposals []state.Proposal, outcomes []state.Outcome) {
+	var alike run
 	for i := range min(len(proposals), len(outcomes)) {
 		o := &outcomes[i]
 		switch {
 		case o.Status == state.StatusUnchanged:
 		case o.Status == state.StatusRemoved && len(o.Removed) > 0:
 			for _, c := range o.Removed {
-				r.change(string(o.Status), c.Origin)
+				r.count(&alike, string(o.Status), c.Origin)
 			}
 		default:
-			r.change(string(o.Status), proposals[i].Origin)
+			r.count(&alike, string(o.Status), proposals[i].Origin)
 		}
 	}
+	r.change(alike)
 }
 
 // Expired counts claims that have ended.
 func (r *Record) Expired(ended []state.Expired) {
+	var alike run
 	for _, e := range ended {
-		r.change(opExpired, e.Origin)
+		r.count(&alike, opExpired, e.Origin)
 	}
+	r.change(alike)
 }
 
-func (r *Record) change(op string, o state.Origin) {
+// run is changes of one kind that came one after the other.
+type run struct {
+	op     string
+	origin state.Origin
+	n      int
+}
+
+// count adds a change to the run, or to a new one if it is of another kind.
+func (r *Record) count(alike *run, op string, o state.Origin) {
+	if alike.op != op || alike.origin != o {
+		r.change(*alike)
+		*alike = run{op: op, origin: o}
+	}
+	alike.n++
+}
+
+func (r *Record) change(alike run) {
+	if alike.n == 0 {
+		return
+	}
 	// A refused proposal may carry anything as its origin.
 	name := "unknown"
-	if _, err := state.ParseOrigin(string(o)); err == nil || o == state.OriginKernel {
-		name = r.origins.bound(string(o), string(o.Kind())+":others")
+	if _, err := state.ParseOrigin(string(alike.origin)); err == nil || alike.origin == state.OriginKernel {
+		name = r.origins.bound(string(alike.origin), string(alike.origin.Kind())+":others")
 	}
-	r.changes.WithLabelValues(op, name).Inc()
+	r.changes.WithLabelValues(alike.op, name).Add(float64(alike.n))
 }
 
 // Request counts a request that was answered. The route is a pattern, such as /v1/bans/{prefix}, and

@@ -21,7 +21,7 @@ const Interval = 30 * time.Second
 
 // Bans is the kernel's ban table, as maps.Bans has it.
 type Bans interface {
-	Put(maps.Ban) error
+	PutMany([]maps.Ban) []error
 	Delete(netip.Prefix) bool
 	Sync(iter.Seq[maps.Ban]) (maps.Changes, error)
 }
@@ -38,7 +38,7 @@ type Limits interface {
 
 // Desired is what is to be, as state.Store has it.
 type Desired interface {
-	Effective(netip.Prefix) (state.Ban, bool)
+	EffectiveOf(prefixes []netip.Prefix, bans []state.Ban, places []int, none []netip.Prefix) ([]state.Ban, []int, []netip.Prefix)
 	Bans() iter.Seq[state.Ban]
 	EffectiveAllows() []state.Allow
 	Limits() []state.Limit
@@ -109,19 +109,46 @@ func (r *Reconciler) Apply(prefixes []netip.Prefix) []*state.Error {
 	return r.apply(prefixes)
 }
 
-func (r *Reconciler) apply(prefixes []netip.Prefix) []*state.Error {
-	var failed []*state.Error
-	for i, p := range prefixes {
-		ban, ok := r.State.Effective(p)
-		if !ok {
-			r.Bans.Delete(p)
-			continue
+// apply puts what is to be before it takes away what is not: where one prefix takes over from another,
+// none of their addresses is free in between. What finds no room before that is tried again after it.
+func (r *Reconciler) apply(prefixes []netip.Prefix) (failed []*state.Error) {
+	const part = 4096
+	var (
+		none   []netip.Prefix
+		bans   []state.Ban
+		places []int
+		kernel []maps.Ban
+		left   []maps.Ban // found no room
+		of     []int      // their places
+		errs   []error
+	)
+	for from := 0; from < len(prefixes); from += part {
+		bans, places, none = r.State.EffectiveOf(prefixes[from:min(from+part, len(prefixes))], bans[:0], places[:0], none)
+		kernel = kernel[:0]
+		for _, b := range bans {
+			kernel = append(kernel, kernelBan(b))
 		}
-		if err := r.Bans.Put(kernelBan(ban)); err != nil {
+		for i, err := range r.Bans.PutMany(kernel) {
+			if err != nil {
+				left, of, errs = append(left, kernel[i]), append(of, from+places[i]), append(errs, err)
+			}
+		}
+	}
+	for _, p := range none {
+		r.Bans.Delete(p)
+	}
+	if len(left) == 0 {
+		return nil
+	}
+	if len(none) > 0 {
+		errs = r.Bans.PutMany(left)
+	}
+	for i, err := range errs {
+		if err != nil {
 			if failed == nil {
 				failed = make([]*state.Error, len(prefixes))
 			}
-			failed[i] = kernelError(err, "prefix", state.PrefixString(p))
+			failed[of[i]] = kernelError(err, "prefix", state.PrefixString(left[i].Prefix))
 		}
 	}
 	return failed

@@ -30,6 +30,18 @@ type kernel struct {
 	room   int
 }
 
+func (k *kernel) PutMany(bans []maps.Ban) (failed []error) {
+	for i, b := range bans {
+		if err := k.Put(b); err != nil {
+			if failed == nil {
+				failed = make([]error, len(bans))
+			}
+			failed[i] = err
+		}
+	}
+	return failed
+}
+
 func (k *kernel) Put(b maps.Ban) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()

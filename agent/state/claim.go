@@ -68,9 +68,7 @@ type Outcome struct {
 	Notes   []string
 	Error   *Error
 
-	before  *entry // what the origin had said, to put it back
-	list    uint16 // of the claim that was made
-	created int64
+	made Made
 }
 
 // Validate checks a proposal, and brings its prefix into canonical form.

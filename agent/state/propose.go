@@ -48,24 +48,21 @@ func (s *Store) ProposeBriefly(proposals []Proposal, out []Outcome) error {
 	return nil
 }
 
-// Revert puts back what the origins had said before these outcomes, unless they have said something
-// else since. It is for claims that the kernel did not take.
-func (s *Store) Revert(outcomes []Outcome) error {
+// Revert puts back what the origins had said before these claims were made, unless they have said
+// something else since. It is for claims that the kernel did not take.
+func (s *Store) Revert(made []Made) error {
 	r := &request{}
 	s.mu.RLock()
-	for i := range outcomes {
-		o := &outcomes[i]
-		if o.Status != StatusAdded && o.Status != StatusChanged {
+	for i := range made {
+		m := &made[i]
+		_, cur := s.find(m.key, m.list)
+		if cur == nil || cur.created != m.created {
 			continue
 		}
-		_, cur := s.find(keyOf(o.Prefix), o.list)
-		if cur == nil || cur.created != o.created {
-			continue
-		}
-		if o.before != nil {
-			r.undo = append(r.undo, *o.before)
+		if m.before != nil {
+			r.undo = append(r.undo, *m.before)
 		} else {
-			r.undo = append(r.undo, entry{remove: true, key: cur.key(), list: cur.list})
+			r.undo = append(r.undo, entry{remove: true, key: m.key, list: m.list})
 		}
 	}
 	s.mu.RUnlock()
@@ -121,13 +118,17 @@ type change struct {
 	like    Proposal // the last one whose words were found valid
 }
 
+func (s *Store) change(size int) *change {
+	return &change{Store: s, now: s.clock.Monotonic(), wall: s.clock.Now().UnixNano(), pending: newIndex(s.index.seed, size),
+		entries: make([]entry, 0, size), hashes: make([]uint32, 0, size), before: make([]uint32, 0, size)}
+}
+
 func (s *Store) commit(batch []*request) {
 	size := 0
 	for _, r := range batch {
 		size += len(r.proposals) + len(r.undo)
 	}
-	c := &change{Store: s, now: s.clock.Monotonic(), wall: s.clock.Now().UnixNano(), pending: newIndex(s.index.seed, size),
-		entries: make([]entry, 0, size), hashes: make([]uint32, 0, size), before: make([]uint32, 0, size)}
+	c := s.change(size)
 	for _, r := range batch {
 		if r.outcomes == nil {
 			r.outcomes = make([]Outcome, len(r.proposals))
@@ -280,10 +281,10 @@ func (c *change) propose(asked *Proposal, out *Outcome, brief bool) {
 		}
 		return
 	default:
-		out.Status, out.before = StatusChanged, before
+		out.Status = StatusChanged
 	}
 	c.addHashed(e, hash)
-	out.list, out.created = e.list, e.created
+	out.made = Made{e.key, e.list, e.created, before}
 	if !brief {
 		out.Claim = c.claimOfEntry(&e)
 	}

@@ -32,6 +32,22 @@ func (s *Store) Effective(p netip.Prefix) (Ban, bool) {
 	return s.effective(s.head(keyOf(p)))
 }
 
+// EffectiveOf is Effective for many prefixes, of which it appends the bans to one list, and those
+// that have none to another. Either is in the order in which they were asked for; places says where a
+// ban's prefix stood.
+func (s *Store) EffectiveOf(prefixes []netip.Prefix, bans []Ban, places []int, none []netip.Prefix) ([]Ban, []int, []netip.Prefix) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for i, p := range prefixes {
+		if ban, ok := s.effective(s.head(keyOf(p))); ok {
+			bans, places = append(bans, ban), append(places, i)
+		} else {
+			none = append(none, p)
+		}
+	}
+	return bans, places, none
+}
+
 // effective decides among the claims of a prefix, of which the first stands at a slot.
 func (s *Store) effective(slot uint32) (Ban, bool) {
 	var best *record
@@ -73,6 +89,34 @@ func (s *Store) Bans() iter.Seq[Ban] {
 			s.mu.RUnlock()
 			for _, b := range part {
 				if !yield(b) {
+					return
+				}
+			}
+			if from+chunk >= used {
+				return
+			}
+		}
+	}
+}
+
+// All iterates over the claims of an origin, or with an empty one over all, in no order. It lets
+// changes through on its way: one that comes in between may or may not be seen.
+func (s *Store) All(o Origin) iter.Seq[Claim] {
+	return func(yield func(Claim) bool) {
+		var part []Claim
+		for from := uint32(1); ; from += chunk {
+			s.mu.RLock()
+			list, known := s.numbers[o]
+			used, now := s.used, s.clock.Monotonic()
+			part = part[:0]
+			for _, r := range s.all(from, from+chunk) {
+				if (o == "" || known && r.list == list) && r.expires > now {
+					part = append(part, s.claimOf(r))
+				}
+			}
+			s.mu.RUnlock()
+			for _, c := range part {
+				if !yield(c) {
 					return
 				}
 			}

@@ -617,7 +617,13 @@ func TestRevert(t *testing.T) {
 	h.clock.advance(time.Minute)
 	h.ban("192.0.2.3", "operator", 0) // unchanged
 	h.ban("192.0.2.3", "operator", 5*time.Hour)
-	if err := h.Revert(out); err != nil {
+	var made []Made
+	for i := range out {
+		if m, ok := out[i].Made(); ok {
+			made = append(made, m)
+		}
+	}
+	if err := h.Revert(made); err != nil {
 		t.Fatal(err)
 	}
 	h.want("192.0.2.1 operator 58m; 192.0.2.3 operator 5h")

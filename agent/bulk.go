@@ -1,0 +1,249 @@
+package agent
+
+import (
+	"fmt"
+	"iter"
+	"net/netip"
+	"runtime/debug"
+
+	"github.com/levee-xdp/levee/agent/state"
+)
+
+// bulkPart is how many lines of a bulk are decided at once. It is small: a single change that comes
+// meanwhile waits for one part, and not for the bulk.
+const bulkPart = 4096
+
+// bulkMemory is from how many lines on the memory that a bulk took is given back to the system.
+const bulkMemory = 100_000
+
+// BanBulk makes the claims of a bulk, part by part, or with Whole only if none is refused.
+func (e *engine) BanBulk(by state.Actor, r state.BulkRequest, lines state.BulkLines) (out state.BulkResponse, err error) {
+	defer func() {
+		if out.Lines >= bulkMemory {
+			debug.FreeOSMemory()
+		}
+	}()
+	b := bulk{engine: e, by: by, request: r, answer: &out}
+	if !r.Whole {
+		if err = b.read(lines, b.commit); err != nil && b.done() > 0 {
+			err = after(err, b.done())
+		}
+		return out, err
+	}
+	e.bulk.Lock() // one at a time: they stay in memory until the last line is known
+	defer e.bulk.Unlock()
+	if err := b.read(lines, b.judge); err != nil {
+		return out, err
+	}
+	if out.Refused > 0 {
+		out.Nothing = true
+		return out, nil
+	}
+	return out, b.commitWhole()
+}
+
+// AllBans iterates over the claims of an origin, or with an empty one over all.
+func (e *engine) AllBans(origin state.Origin) iter.Seq[state.Claim] { return e.state.All(origin) }
+
+// after says in an error that some of a bulk was done before it came.
+func after(err error, done int) error {
+	failed := *state.AsError(err, state.CodeKernel)
+	failed.Detail += fmt.Sprintf("; %d lines before that were done", done)
+	return &failed
+}
+
+// bulk is a bulk on its way.
+type bulk struct {
+	*engine
+	by      state.Actor
+	request state.BulkRequest
+	answer  *state.BulkResponse
+
+	proposals []state.Proposal // a part
+	lines     []int            // of them
+	outcomes  []state.Outcome
+
+	last state.BanItem  // the one before, without its prefix
+	like state.Proposal // and what became of it
+	bad  *state.Error   // or what is wrong with it
+
+	// With Whole:
+	kinds []state.Proposal // all that differ by more than their prefix
+	kept  []keptLine
+	made  []state.Made
+}
+
+// keptLine is a line that waits until all are known to be good.
+type keptLine struct {
+	prefix netip.Prefix
+	kind   uint32
+	line   uint32
+}
+
+func (b *bulk) done() int { return b.answer.Added + b.answer.Changed + b.answer.Unchanged }
+
+// read makes proposals of lines, and hands them on part by part.
+func (b *bulk) read(lines state.BulkLines, each func() error) error {
+	b.proposals, b.lines = make([]state.Proposal, 0, bulkPart), make([]int, 0, bulkPart)
+	b.outcomes = make([]state.Outcome, bulkPart)
+	var failed error
+	flush := func() bool {
+		if len(b.proposals) > 0 {
+			failed = each()
+			b.proposals, b.lines = b.proposals[:0], b.lines[:0]
+		}
+		return failed == nil
+	}
+	err := lines(func(l state.BulkLine) bool {
+		b.answer.Lines++
+		if l.Err != nil {
+			b.answer.Refuse(l.Number, l.Item.Prefix, l.Err)
+			return true
+		}
+		p, err := b.proposal(&l.Item)
+		if err != nil {
+			b.answer.Refuse(l.Number, l.Item.Prefix, err)
+			return true
+		}
+		b.proposals, b.lines = append(b.proposals, p), append(b.lines, l.Number)
+		return len(b.proposals) < bulkPart || flush()
+	})
+	switch {
+	case failed != nil:
+		return failed
+	case err != nil && b.request.Whole:
+		return err
+	}
+	flush()
+	if err == nil {
+		err = failed
+	}
+	return err
+}
+
+// proposal makes a proposal of a line. What it says beside its prefix is mostly what the one before
+// said, and is then not worked out again.
+func (b *bulk) proposal(item *state.BanItem) (state.Proposal, *state.Error) {
+	prefix, err := state.ParsePrefix(item.Prefix)
+	if err != nil {
+		return state.Proposal{}, state.AsError(err, state.CodeInvalid)
+	}
+	rest := *item
+	rest.Prefix = ""
+	if rest != b.last || b.like.Origin == "" && b.bad == nil {
+		b.last = rest
+		b.like, b.bad = b.engine.proposal(b.by, b.defaults(*item), b.request.Force)
+	}
+	p := b.like
+	p.Prefix = prefix
+	return p, b.bad
+}
+
+// defaults gives an item what it does not say itself.
+func (b *bulk) defaults(item state.BanItem) state.BanItem {
+	if item.Origin == "" {
+		item.Origin = b.request.Origin
+	}
+	if item.Reason == "" {
+		item.Reason = b.request.Reason
+	}
+	if item.For == "" && item.Expires.IsZero() {
+		item.For, item.Expires = b.request.For, b.request.Expires
+	}
+	item.Monitor = item.Monitor || b.request.Monitor
+	return item
+}
+
+// commit decides on a part.
+func (b *bulk) commit() error {
+	out := b.outcomes[:len(b.proposals)]
+	err := b.reconciler.Change(func() error {
+		if err := b.state.ProposeBriefly(b.proposals, out); err != nil {
+			return err
+		}
+		if b.request.Whole {
+			for i := range out {
+				if made, ok := out[i].Made(); ok {
+					b.made = append(b.made, made)
+				}
+			}
+		}
+		return b.enforce(out)
+	})
+	if err != nil {
+		return err
+	}
+	b.record.Bans(b.proposals, out)
+	for i := range out {
+		if out[i].Status == state.StatusRefused {
+			b.answer.Refuse(b.lines[i], state.PrefixString(out[i].Prefix), out[i].Error)
+		} else {
+			b.answer.Count(out[i].Status)
+		}
+	}
+	return nil
+}
+
+// judge looks whether a part would be refused, and keeps it.
+func (b *bulk) judge() error {
+	out := b.outcomes[:len(b.proposals)]
+	b.state.Judge(b.proposals, out)
+	for i := range out {
+		if out[i].Status == state.StatusRefused {
+			b.answer.Refuse(b.lines[i], state.PrefixString(out[i].Prefix), out[i].Error)
+			continue
+		}
+		p := b.proposals[i]
+		p.Prefix = netip.Prefix{}
+		if n := len(b.kinds); n == 0 || b.kinds[n-1] != p {
+			b.kinds = append(b.kinds, p)
+		}
+		b.kept = append(b.kept, keptLine{out[i].Prefix, uint32(len(b.kinds) - 1), uint32(b.lines[i])})
+	}
+	return nil
+}
+
+// commitWhole decides on what was kept. If something is refused after all, for want of room or since
+// the world has changed meanwhile, what was done is taken back.
+func (b *bulk) commitWhole() error {
+	for from := 0; from < len(b.kept); from += bulkPart {
+		b.proposals, b.lines = b.proposals[:0], b.lines[:0]
+		for _, k := range b.kept[from:min(from+bulkPart, len(b.kept))] {
+			p := b.kinds[k.kind]
+			p.Prefix = k.prefix
+			b.proposals, b.lines = append(b.proposals, p), append(b.lines, int(k.line))
+		}
+		if err := b.commit(); err != nil {
+			return b.takeAllBack(err)
+		}
+		if b.answer.Refused > 0 {
+			return b.takeAllBack(nil)
+		}
+	}
+	return nil
+}
+
+func (b *bulk) takeAllBack(cause error) error {
+	a := b.answer
+	a.Nothing, a.Added, a.Changed, a.Unchanged = true, 0, 0, 0
+	for from := 0; from < len(b.made); from += bulkPart {
+		part := b.made[from:min(from+bulkPart, len(b.made))]
+		err := b.reconciler.Change(func() error {
+			if err := b.state.Revert(part); err != nil {
+				return err
+			}
+			prefixes := make([]netip.Prefix, len(part))
+			for i := range part {
+				prefixes[i] = part[i].Prefix()
+			}
+			b.reconciler.Apply(prefixes) // it only takes away, or puts what was there
+			return nil
+		})
+		if err != nil {
+			failed := *state.AsError(err, state.CodeStorage)
+			failed.Detail = fmt.Sprintf("not all could be done, and taking back what was did not work, either: %s; levee bans shows what is in force", failed.Detail)
+			return &failed
+		}
+	}
+	return cause
+}
