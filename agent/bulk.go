@@ -1,10 +1,12 @@
 package agent
 
 import (
+	"cmp"
 	"fmt"
 	"iter"
 	"net/netip"
 	"runtime/debug"
+	"slices"
 
 	"github.com/levee-xdp/levee/agent/state"
 )
@@ -19,6 +21,8 @@ const bulkMemory = 100_000
 // BanBulk makes the claims of a bulk, part by part, or with Whole only if none is refused.
 func (e *engine) BanBulk(by state.Actor, r state.BulkRequest, lines state.BulkLines) (out state.BulkResponse, err error) {
 	defer func() {
+		// Lines that can't be read are refused before their part is decided on.
+		slices.SortFunc(out.Errors, func(a, b state.BulkError) int { return cmp.Compare(a.Line, b.Line) })
 		if out.Lines >= bulkMemory {
 			debug.FreeOSMemory()
 		}

@@ -28,7 +28,9 @@ type request struct {
 	method, path string
 	query        url.Values
 	body         []byte
-	key          string // of idempotency
+	stream       io.Reader // instead of body: sent as it is read, so the call can't be made again
+	kind         string    // of the stream
+	key          string    // of idempotency
 	header       http.Header
 }
 
@@ -165,6 +167,8 @@ func (c *Client) send(ctx context.Context, r *request) (*http.Response, error) {
 	var body io.Reader
 	if r.body != nil {
 		body = bytes.NewReader(r.body)
+	} else {
+		body = r.stream
 	}
 	request, err := http.NewRequestWithContext(ctx, r.method, target, body)
 	if err != nil {
@@ -176,6 +180,9 @@ func (c *Client) send(ctx context.Context, r *request) (*http.Response, error) {
 	}
 	if r.body != nil {
 		request.Header.Set("Content-Type", "application/json")
+	}
+	if r.stream != nil {
+		request.Header.Set("Content-Type", r.kind)
 	}
 	if r.key != "" {
 		request.Header.Set("Idempotency-Key", r.key)
