@@ -119,7 +119,7 @@ func deadlines(w http.ResponseWriter) func() {
 }
 
 // eachLine hands over the lines that ask for something.
-func eachLine(body io.Reader, extend func(), parse func([]byte) (state.BanItem, bool, *state.Error), yield func(state.BulkLine) bool) error {
+func eachLine(body io.Reader, extend func(), parse func([]byte) (state.BanItem, *state.Error), yield func(state.BulkLine) bool) error {
 	in := bufio.NewReaderSize(body, 64<<10)
 	for number := 1; ; number++ {
 		if number&0xFFF == 1 {
@@ -133,14 +133,14 @@ func eachLine(body io.Reader, extend func(), parse func([]byte) (state.BanItem, 
 			line = bytes.TrimPrefix(line, []byte("\ufeff"))
 		}
 		l := state.BulkLine{Number: number}
-		some := false
 		if tooLong {
-			some, l.Err = true, &state.Error{Code: state.CodeInvalid, Detail: fmt.Sprintf("the line is longer than %d bytes", maxBulkLine)}
+			l.Err = &state.Error{Code: state.CodeInvalid, Detail: fmt.Sprintf("the line is longer than %d bytes", maxBulkLine)}
 		} else if line = bytes.TrimSpace(line); len(line) > 0 {
-			l.Item, some, l.Err = parse(line)
+			l.Item, l.Err = parse(line)
 		}
-		if some && !yield(l) || err != nil {
-			return nil
+		asks := l.Err != nil || l.Item != (state.BanItem{})
+		if last := err != nil; asks && !yield(l) || last {
+			return nil //nolint:nilerr // it is the end of the body
 		}
 	}
 }
@@ -162,31 +162,32 @@ func brokenOff(line int, err error) error {
 	return &state.Error{Code: state.CodeInvalid, Field: "body", Detail: fmt.Sprintf("broke off in line %d: %v", line, err)}
 }
 
-func plainLine(line []byte) (item state.BanItem, some bool, err *state.Error) {
+// plainLine reads a prefix; of a comment nothing comes.
+func plainLine(line []byte) (item state.BanItem, err *state.Error) {
 	if i := bytes.IndexAny(line, "#;"); i >= 0 {
 		line = bytes.TrimSpace(line[:i])
 	}
-	if len(line) == 0 {
-		return item, false, nil
-	}
 	item.Prefix = string(line)
 	if before, after, two := strings.Cut(item.Prefix, " "); two {
-		return item, true, &state.Error{Code: state.CodeInvalid, Field: "prefix", Value: before,
+		return item, &state.Error{Code: state.CodeInvalid, Field: "prefix", Value: before,
 			Detail: fmt.Sprintf("is followed by %q; write one prefix a line, and a # before comments", strings.TrimSpace(after))}
 	}
-	return item, true, nil
+	return item, nil
 }
 
-func jsonLine(line []byte) (item state.BanItem, some bool, err *state.Error) {
+func jsonLine(line []byte) (item state.BanItem, err *state.Error) {
 	d := json.NewDecoder(bytes.NewReader(line))
 	d.DisallowUnknownFields()
 	if failed := d.Decode(&item); failed != nil {
-		return item, true, &state.Error{Code: state.CodeInvalid, Detail: "the line is not an item: " + failed.Error()}
+		return item, &state.Error{Code: state.CodeInvalid, Detail: "the line is not an item: " + failed.Error()}
+	}
+	if item == (state.BanItem{}) {
+		return item, &state.Error{Code: state.CodeInvalid, Field: "prefix", Detail: "is missing"}
 	}
 	if d.More() {
-		return item, true, &state.Error{Code: state.CodeInvalid, Detail: "more than one item stands on the line"}
+		return item, &state.Error{Code: state.CodeInvalid, Detail: "more than one item stands on the line"}
 	}
-	return item, true, nil
+	return item, nil
 }
 
 // writeBulk writes every claim. A peer that has gone ends it.

@@ -140,15 +140,14 @@ func (c *claims) locate(k key, hash uint32) (cell, slot uint32) {
 	}
 }
 
-func (c *claims) find(k key, list uint16) (uint32, *record) {
-	for slot := c.head(k); slot != 0; {
-		r := c.at(slot)
+// find returns the claim of a list on a prefix; nil if there is none.
+func (c *claims) find(k key, list uint16) *record {
+	for r := range c.on(k) {
 		if r.list == list {
-			return slot, r
+			return r
 		}
-		slot = r.next
 	}
-	return 0, nil
+	return nil
 }
 
 // on iterates over the claims on exactly this prefix.

@@ -55,7 +55,7 @@ func (s *Store) Revert(made []Made) error {
 	s.mu.RLock()
 	for i := range made {
 		m := &made[i]
-		_, cur := s.find(m.key, m.list)
+		cur := s.find(m.key, m.list)
 		if cur == nil || cur.created != m.created {
 			continue
 		}
@@ -500,7 +500,7 @@ func (c *change) save() *Error {
 		s.putHashed(r, c.hashes[i])
 	}
 	for _, m := range carried {
-		if _, r := s.find(m.key, m.list); r != nil && int32(r.segment-uint32(first)) < 0 {
+		if r := s.find(m.key, m.list); r != nil && int32(r.segment-uint32(first)) < 0 {
 			r.segment = uint32(m.segment)
 		}
 	}
@@ -551,7 +551,7 @@ func (c *change) clean(b *bbolt.Bucket, g *segments, first uint64) ([]carry, err
 			if e.remove || c.says(e.key, e.list) {
 				return nil
 			}
-			if _, r := c.find(e.key, e.list); r != nil && r.segment == uint32(g.first) && r.expires > c.now {
+			if r := c.find(e.key, e.list); r != nil && r.segment == uint32(g.first) && r.expires > c.now {
 				keep = append(keep, *e)
 			}
 			return nil
