@@ -71,6 +71,8 @@ func Run(ctx context.Context, o Options) (err error) {
 		&simple{name: "events", run: func(ctx context.Context) error { return e.tables.Events.Run(ctx, e.recent.add) }},
 		&simple{name: "signals", run: func(ctx context.Context) error { return e.signals(ctx, o.Reload) }},
 		&simple{name: "watchdog", run: watchdog},
+		&simple{name: "tokens", run: e.noteUse},
+		e.audit,
 	}
 	if server != nil {
 		tasks = append(tasks, server)
@@ -160,7 +162,13 @@ func (s *simple) Ready() <-chan struct{} {
 
 func (e *engine) apiServer() *api.Server {
 	c := e.config.Load().API
-	return api.New(api.Config{Socket: c.Socket, Group: c.Group, Version: e.version, Backend: e, Observe: e.record.Request, Log: e.log})
+	served := api.Config{Socket: c.Socket, Group: c.Group, Version: e.version, Backend: audited{e}, Audit: e.audit, Observe: e.record.Request, Log: e.log}
+	if t := c.TCP; t.Listen != "" {
+		served.TCP = &api.TCP{Listen: t.Listen, Certificate: t.Certificate, Key: t.Key, ClientCA: t.ClientCA, Clients: clients(t.Clients),
+			Hosts: t.Hosts, Connections: int(t.Connections), PerAddress: int(t.EachAddress),
+			Requests: rateOf(t.Requests), PerAddressRequests: rateOf(t.FromAddress)}
+	}
+	return api.New(served)
 }
 
 // start opens the kernel's side and the state, in this order, and makes them agree. What it returns
@@ -258,6 +266,9 @@ func (e *engine) open(ctx context.Context, kernel Kernel, c *config.Config) (err
 		return fmt.Errorf("open the state: %w", err)
 	}
 	e.state = store
+	if err := e.openAudit(c); err != nil {
+		return err
+	}
 	e.reconciler = reconcile.New(reconcile.Config{State: store, Bans: e.tables.Bans, Allows: e.tables.Allows, Limits: e.tables.Limits,
 		Clock: e.clock, Log: e.log, Expired: e.record.Expired})
 	before := store.Interfaces()
@@ -385,6 +396,9 @@ func (e *engine) close() error {
 	if e.state != nil {
 		errs = append(errs, e.state.Close())
 	}
+	if e.audit != nil {
+		errs = append(errs, e.audit.Close())
+	}
 	if e.shield != nil {
 		errs = append(errs, e.shield.Close())
 	}
@@ -405,7 +419,7 @@ func (e *engine) signals(ctx context.Context, reload <-chan os.Signal) error {
 			return nil
 		case <-reload:
 			notify(fmt.Sprintf("%s\nMONOTONIC_USEC=%d", daemon.SdNotifyReloading, e.clock.Monotonic()/1000))
-			if err := e.Reload(state.Operator("SIGHUP")); err != nil {
+			if err := (audited{e}).Reload(state.Operator("SIGHUP")); err != nil {
 				e.log.Error("the configuration was not taken; nothing has changed", "error", err)
 			}
 			notify(daemon.SdNotifyReady)

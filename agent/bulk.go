@@ -18,6 +18,12 @@ const bulkPart = 4096
 // bulkMemory is from how many lines on the memory that a bulk took is given back to the system.
 const bulkMemory = 100_000
 
+// What is kept of a bulk that is taken whole or not at all.
+const (
+	maxWhole = 2 << 20 // lines
+	maxKinds = 1 << 14 // different things that they say beside their prefixes
+)
+
 // BanBulk makes the claims of a bulk, part by part, or with Whole only if none is refused.
 func (e *engine) BanBulk(by state.Actor, r state.BulkRequest, lines state.BulkLines) (out state.BulkResponse, err error) {
 	defer func() {
@@ -178,6 +184,7 @@ func (b *bulk) commit() error {
 		return err
 	}
 	b.record.Bans(b.proposals, out)
+	b.audited(out)
 	for i := range out {
 		if out[i].Status == state.StatusRefused {
 			b.answer.Refuse(b.lines[i], state.PrefixString(out[i].Prefix), out[i].Error)
@@ -201,6 +208,9 @@ func (b *bulk) judge() error {
 		p.Prefix = netip.Prefix{}
 		if n := len(b.kinds); n == 0 || b.kinds[n-1] != p {
 			b.kinds = append(b.kinds, p)
+		}
+		if len(b.kept) >= maxWhole || len(b.kinds) > maxKinds {
+			return &state.Error{Code: state.CodeInvalid, Field: "whole", Detail: fmt.Sprintf("takes %d lines at most, which say at most %d things beside their prefixes; leave it out, or send less at once", maxWhole, maxKinds)}
 		}
 		b.kept = append(b.kept, keptLine{out[i].Prefix, uint32(len(b.kinds) - 1), uint32(b.lines[i])})
 	}

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/levee-xdp/levee/agent/audit"
 	"github.com/levee-xdp/levee/agent/config"
 	"github.com/levee-xdp/levee/agent/metrics"
 	"github.com/levee-xdp/levee/agent/reconcile"
@@ -34,6 +35,7 @@ type engine struct {
 	tables     Tables
 	reconciler *reconcile.Reconciler
 	record     *metrics.Record
+	audit      *audit.Log
 	recent     recent
 	ready      atomic.Bool
 

@@ -499,6 +499,9 @@ func (e *engine) Health() state.Health {
 	if f := e.state.Failure(); f != nil {
 		problems = append(problems, "the last change could not be written: "+f.Error())
 	}
+	if err := e.audit.Failing(); err != nil {
+		problems = append(problems, "the audit log can't be written, records are lost: "+err.Error())
+	}
 	switch last := e.reconciler.Last(); {
 	case last.Error != "":
 		problems = append(problems, "state and kernel could not be made equal: "+last.Error)

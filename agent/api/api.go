@@ -47,6 +47,12 @@ type Backend interface {
 	Reload(by state.Actor) error
 
 	Health() state.Health
+
+	Authenticate(token string, from netip.Addr) (state.Actor, error)
+	Tokens() []state.Token
+	AddToken(by state.Actor, r state.TokenRequest) (state.TokenSecret, error)
+	RotateToken(by state.Actor, name string, r state.TokenRotation) (state.TokenSecret, error)
+	RemoveToken(by state.Actor, name string) error
 }
 
 type answer[T any] struct{ Body T }
@@ -83,12 +89,11 @@ func Handler(c Config) http.Handler {
 	b.interfaces(api)
 	b.views(api)
 	b.switches(api)
+	b.tokens(api)
 	mux.HandleFunc("GET /healthz", b.healthz)
 	mux.HandleFunc("GET /readyz", b.readyz)
-	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
-		writeProblem(w, newProblem(http.StatusNotFound, state.CodeNotFound, "there is nothing at this path; /openapi.json says what there is"))
-	})
-	return mux
+	mux.Handle("/", nothing(mux))
+	return newReplays().serve(mux)
 }
 
 // thresholdSchema stands for a threshold: a rate, or an object of rate and burst. It is not spelled

@@ -195,7 +195,7 @@ func TestScopes(t *testing.T) {
 	h := Handler(Config{Backend: s})
 	changes := map[string]state.Scope{
 		"POST /v1/bans": state.ScopeBan, "POST /v1/bans/bulk": state.ScopeBan, "POST /v1/unban": state.ScopeBan, "DELETE /v1/bans": state.ScopeBan,
-		"PUT /v1/limits/{name}": state.ScopeLimit, "DELETE /v1/limits/{name}": state.ScopeLimit,
+		"GET /v1/tokens": state.ScopeAdmin, "PUT /v1/limits/{name}": state.ScopeLimit, "DELETE /v1/limits/{name}": state.ScopeLimit,
 	}
 	var doc struct {
 		Paths map[string]map[string]struct {

@@ -26,9 +26,12 @@ const (
 	maxBulkLine = 4 << 10
 	// As long as lines come or are taken, this is how long the next may take.
 	bulkPatience = 30 * time.Second
+	// And this is how long a bulk may take in all.
+	bulkTime = 10 * time.Minute
 )
 
 const (
+	bulkPath   = "/v1/bans/bulk"
 	plainLines = "text/plain"
 	jsonLines  = "application/x-ndjson"
 )
@@ -54,7 +57,7 @@ func (i *bulkInput) Resolve(ctx huma.Context) []error {
 }
 
 func (b backend) bulk(api huma.API) {
-	op := operation(state.ScopeBan, http.MethodPost, "/v1/bans/bulk", "ban-bulk", "Ban many prefixes, one a line; 207 if any was refused")
+	op := operation(state.ScopeBan, http.MethodPost, bulkPath, "ban-bulk", "Ban many prefixes, one a line; 207 if any was refused")
 	op.Description = "As text/plain, a line is a prefix; what follows a # or a ; is a comment, and empty lines are skipped. " +
 		"As application/x-ndjson, a line is an item as POST /v1/bans takes it; what it does not say, the query says. " +
 		"Lines are decided on part by part, in their order: if the request breaks off, what came before it stands, unless whole is set."
@@ -74,7 +77,7 @@ func (b backend) bulk(api huma.API) {
 		return replyEach(r, r.Refused, failed)
 	})
 
-	op = operation(state.ScopeRead, http.MethodGet, "/v1/bans/bulk", "bans-bulk", "Every claim, one a line, in no order")
+	op = operation(state.ScopeRead, http.MethodGet, bulkPath, "bans-bulk", "Every claim, one a line, in no order")
 	op.Description = "A line of application/x-ndjson is a claim as GET /v1/bans lists it. Claims that are made or end meanwhile may be among them or not."
 	op.Responses = map[string]*huma.Response{"200": {Description: "OK", Content: map[string]*huma.MediaType{jsonLines: {Schema: text}}}}
 	huma.Register(api, op, func(_ context.Context, in *struct {
@@ -111,7 +114,11 @@ func (i *bulkInput) lines() (state.BulkLines, error) {
 // deadlines returns what gives a connection more time, for as long as it is used.
 func deadlines(w http.ResponseWriter) func() {
 	c := http.NewResponseController(w)
+	last := time.Now().Add(bulkTime)
 	return func() {
+		if time.Now().After(last) {
+			return
+		}
 		// A writer that has no deadlines, as in tests, needs none.
 		_ = c.SetReadDeadline(time.Now().Add(bulkPatience))
 		_ = c.SetWriteDeadline(time.Now().Add(2 * bulkPatience))

@@ -28,6 +28,7 @@ func writeHealth(w http.ResponseWriter, code int, h state.Health) {
 }
 
 func writeProblem(w http.ResponseWriter, p *Problem) {
+	noteProblem(w, p)
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(p.Status)
 	_ = json.NewEncoder(w).Encode(p) // a peer that has gone needs no answer

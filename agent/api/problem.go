@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
 
 	"github.com/levee-xdp/levee/agent/state"
 )
@@ -25,6 +26,9 @@ type Problem struct {
 	Field  string              `json:"field,omitempty" doc:"Which field it is about"`
 	Value  string              `json:"value,omitempty" doc:"The value that was given"`
 	Errors []*huma.ErrorDetail `json:"errors,omitempty" doc:"Each thing that is wrong, where there are several"`
+
+	decided bool   // by the backend
+	inside  string // what the audit log is told instead of the detail
 }
 
 // Error is the detail.
@@ -47,10 +51,12 @@ func problemOf(err error) error {
 	}
 	e, ok := errors.AsType[*state.Error](err)
 	if !ok {
-		return newProblem(http.StatusInternalServerError, "", "this did not work out; the daemon's log says why")
+		p := newProblem(http.StatusInternalServerError, "", "this did not work out; the daemon's log says why")
+		p.decided = true
+		return p
 	}
 	p := newProblem(statusOf(e.Code), e.Code, e.Detail)
-	p.Field, p.Value = e.Field, e.Value
+	p.Field, p.Value, p.decided = e.Field, e.Value, true
 	return p
 }
 
@@ -78,7 +84,12 @@ func statusOf(c state.Code) int {
 }
 
 // asProblems turns the errors that huma makes into ours, on their way out.
-func asProblems(_ huma.Context, _ string, v any) (any, error) {
+func asProblems(ctx huma.Context, _ string, v any) (any, error) {
+	_, w := humago.Unwrap(ctx)
+	if p, ok := v.(*Problem); ok {
+		noteProblem(w, p)
+		return v, nil
+	}
 	m, ok := v.(*huma.ErrorModel)
 	if !ok {
 		return v, nil
@@ -88,6 +99,7 @@ func asProblems(_ huma.Context, _ string, v any) (any, error) {
 		code = ""
 	}
 	p := newProblem(m.Status, code, m.Detail)
+	noteProblem(w, p)
 	p.Errors = m.Errors
 	if len(m.Errors) > 0 && m.Errors[0] != nil {
 		first := m.Errors[0]
@@ -116,6 +128,10 @@ func asProblems(_ huma.Context, _ string, v any) (any, error) {
 // maxDepth is how deep what is asked for may be nested: nothing that is meant goes beyond.
 const maxDepth = 8
 
+// maxTokens bounds the names, values and brackets of a body: ten thousand items that say all there is
+// to say. A value costs many times the two bytes that it may have.
+const maxTokens = 160_000
+
 // strictJSON reads JSON that says one thing: valid UTF-8, no name twice, no depths, nothing behind.
 func strictJSON(data []byte, v any) error {
 	if _, ok := v.(*any); ok { // huma reads every body into this first
@@ -137,7 +153,10 @@ func checkJSON(data []byte) error {
 		name  bool            // a name comes next
 	}
 	var stack []level
-	for {
+	for n := 0; ; n++ {
+		if n > maxTokens {
+			return fmt.Errorf("the body has more than %d names, values and brackets", maxTokens)
+		}
 		t, err := d.Token()
 		if errors.Is(err, io.EOF) {
 			return nil

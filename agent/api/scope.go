@@ -17,13 +17,14 @@ const metaScope = "scope"
 // one that says none is nobody's.
 func scoped(ctx huma.Context, next func(huma.Context)) {
 	scope, _ := ctx.Operation().Metadata[metaScope].(state.Scope)
+	_, w := humago.Unwrap(ctx)
+	note(w, state.Actor{}, ctx.Operation().OperationID)
 	if actorOf(ctx.Context()).May(scope) {
 		next(ctx)
 		return
 	}
 	p := newProblem(http.StatusForbidden, state.CodeForbidden, fmt.Sprintf("this takes the scope %s, which you do not have", scope))
 	p.Field, p.Value = "scope", string(scope)
-	_, w := humago.Unwrap(ctx)
 	writeProblem(w, p)
 }
 

@@ -4,49 +4,63 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
-	"os/user"
-	"path/filepath"
-	"strconv"
-	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/levee-xdp/levee/agent/state"
 )
 
 // The bounds of what one peer can cost.
 const (
-	maxBody        = 8 << 20
-	maxHeader      = 16 << 10
-	maxConnections = 512
-	headerTimeout  = 5 * time.Second
-	readTimeout    = 30 * time.Second
-	writeTimeout   = 60 * time.Second
-	idleTimeout    = 2 * time.Minute
-	stopTimeout    = 3 * time.Second
-	maxSample      = 10 * time.Second
+	maxBody       = 8 << 20
+	maxHeader     = 16 << 10
+	maxStreams    = 32 // requests at once on one connection of HTTP/2
+	headerTimeout = 5 * time.Second
+	readTimeout   = 30 * time.Second
+	writeTimeout  = 60 * time.Second
+	idleTimeout   = 2 * time.Minute
+	stopTimeout   = 3 * time.Second
+	maxSample     = 10 * time.Second
+
+	// On the Unix socket: in all, and of one user other than root.
+	maxUnix     = 512
+	maxUnixEach = 384
+)
+
+// What one address may do on TCP beside asking: open connections, and show bad credentials.
+var (
+	newConnections = Rate{PerSecond: 50, Burst: 200}
+	badCredentials = Rate{PerSecond: 1, Burst: 20}
 )
 
 // Config says where the API is served, and what for.
 type Config struct {
 	Socket  string
 	Group   string // who may connect beside root; ignored if there is no such group
+	TCP     *TCP   // nil: the Unix socket alone
 	Version string
 	Backend Backend
+	Audit   Audit                        // told of refusals; may be nil
 	Observe func(route string, code int) // told of every answer; may be nil
 	Log     *slog.Logger
+}
+
+// Audit takes what was refused before the backend was asked.
+type Audit interface {
+	Refuse(e *state.AuditEvent)
 }
 
 // Server is the API as a task.
 type Server struct {
 	config Config
+	peers  *peers
 	ready  chan struct{}
+	addr   net.Addr // of the TCP listener, when ready
 }
 
 // New returns a server that does not listen yet.
@@ -57,34 +71,94 @@ func New(c Config) *Server {
 	if c.Observe == nil {
 		c.Observe = func(string, int) {}
 	}
-	return &Server{config: c, ready: make(chan struct{})}
+	return &Server{config: c, peers: &peers{group: c.Group}, ready: make(chan struct{})}
 }
 
 // String names the task.
 func (s *Server) String() string { return "api" }
 
-// Ready is closed when the socket answers.
+// Ready is closed when the API answers.
 func (s *Server) Ready() <-chan struct{} { return s.ready }
+
+// Addr is where the API listens on TCP; nil if it does not. It is known when the server is ready.
+func (s *Server) Addr() net.Addr { return s.addr }
 
 // Run listens and serves until the context ends; requests under way then get a moment to finish.
 func (s *Server) Run(ctx context.Context) error {
-	listener, err := s.listen()
+	handler := Handler(s.config)
+	unix, err := s.listenUnix(ctx)
 	if err != nil {
 		return fmt.Errorf("api socket: %w", err)
 	}
-	server := &http.Server{
-		Handler:           s.observed(Handler(s.config)),
+	inside := &door{Server: s, bodies: newBodies()}
+	servers := []*http.Server{s.server(ctx, inside.serve(handler))}
+	listeners := []net.Listener{newGate(unix, maxUnix, maxUnixEach, nil, known)}
+	if s.config.TCP != nil {
+		outside, listener, err := s.listenTCP(ctx)
+		if err != nil {
+			return errors.Join(fmt.Errorf("api: %w", err), unix.Close())
+		}
+		server := s.server(ctx, outside.serve(handler))
+		server.TLSConfig = outside.certs.listener()
+		server.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: maxStreams, MaxReadFrameSize: 16 << 10,
+			MaxReceiveBufferPerConnection: 1 << 20, MaxReceiveBufferPerStream: 256 << 10,
+			MaxDecoderHeaderTableSize: 4096, MaxEncoderHeaderTableSize: 4096,
+			SendPingTimeout: idleTimeout / 2, PingTimeout: headerTimeout, WriteByteTimeout: readTimeout}
+		servers, listeners = append(servers, server), append(listeners, listener)
+		s.addr = listener.Addr()
+	}
+	close(s.ready)
+	group, ctx := errgroup.WithContext(ctx)
+	for i, server := range servers {
+		group.Go(func() error { return serve(ctx, server, listeners[i]) })
+	}
+	return group.Wait()
+}
+
+// known finds out who a peer on the Unix socket is.
+func known(h *held) bool {
+	c, ok := credOf(h.Conn)
+	if h.cred = c; c.Uid != 0 && int(c.Uid) != os.Geteuid() {
+		h.key = fmt.Sprint(c.Uid)
+	}
+	return ok
+}
+
+func (s *Server) listenTCP(ctx context.Context) (*door, net.Listener, error) {
+	t := s.config.TCP
+	certs, err := loadCertificates(t, s.config.Log)
+	if err != nil {
+		return nil, nil, err
+	}
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", t.Listen)
+	if err != nil {
+		return nil, nil, fmt.Errorf("api.tcp.listen: %w", err)
+	}
+	s.config.Log.Info("the API listens on TCP", "address", listener.Addr().String())
+	d := &door{Server: s, tcp: t, certs: certs, addresses: newRates(t.PerAddressRequests), failures: newRates(badCredentials), actors: newRates(t.Requests),
+		bodies: newBodies()}
+	gate := newGate(listener, t.Connections, t.PerAddress, newRates(newConnections), func(h *held) bool {
+		h.key = addressKey(remoteOf(h.Conn).Addr())
+		return true
+	})
+	return d, gate, nil
+}
+
+func (s *Server) server(ctx context.Context, h http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           s.observed(h),
 		ReadHeaderTimeout: headerTimeout,
 		ReadTimeout:       readTimeout,
 		WriteTimeout:      writeTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          slog.NewLogLogger(s.config.Log.Handler(), slog.LevelDebug),
-		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			return withActor(ctx, peerOf(c))
-		},
-		BaseContext: func(net.Listener) context.Context { return ctx },
+		ConnContext:       func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
+		BaseContext:       func(net.Listener) context.Context { return ctx },
 	}
+}
+
+func serve(ctx context.Context, server *http.Server, l net.Listener) error {
 	stopped := make(chan error, 1)
 	stop := context.AfterFunc(ctx, func() {
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
@@ -95,78 +169,16 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 		stopped <- err
 	})
-	close(s.ready)
-	err = server.Serve(&limitListener{Listener: listener, slots: make(chan struct{}, maxConnections)})
+	var err error
+	if server.TLSConfig != nil {
+		err = server.ServeTLS(l, "", "")
+	} else {
+		err = server.Serve(l)
+	}
 	if stop() {
 		return fmt.Errorf("api: %w", errors.Join(err, server.Close()))
 	}
 	return <-stopped
-}
-
-// listen makes the socket, in the place of one that a daemon left behind.
-func (s *Server) listen() (net.Listener, error) {
-	path := s.config.Socket
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { //nolint:gosec // the socket has its own mode
-		return nil, err
-	}
-	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
-		return nil, errors.Join(fmt.Errorf("%s: somebody answers there; is another daemon running?", path), conn.Close())
-	}
-	if info, err := os.Lstat(path); err == nil && info.Mode().Type() != fs.ModeSocket {
-		return nil, fmt.Errorf("%s is there, and is not a socket", path)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	listener, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, err
-	}
-	if err := s.permit(path); err != nil {
-		return nil, errors.Join(err, listener.Close())
-	}
-	return listener, nil
-}
-
-// permit lets the group in, if there is one. Until then only the daemon's user could connect, as
-// connecting takes the right to write.
-func (s *Server) permit(path string) error {
-	if g, err := user.LookupGroup(s.config.Group); err == nil && s.config.Group != "" {
-		gid, err := strconv.Atoi(g.Gid)
-		if err != nil {
-			return err
-		}
-		if err := os.Chown(path, -1, gid); err != nil {
-			return fmt.Errorf("give the socket to the group %s: %w", s.config.Group, err)
-		}
-		return os.Chmod(path, 0o660)
-	}
-	return os.Chmod(path, 0o600)
-}
-
-// limitListener accepts a connection only when there is a slot for it.
-type limitListener struct {
-	net.Listener
-	slots chan struct{}
-}
-
-func (l *limitListener) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	l.slots <- struct{}{}
-	return &limitedConn{Conn: c, free: sync.OnceFunc(func() { <-l.slots })}, nil
-}
-
-type limitedConn struct {
-	net.Conn
-	free func()
-}
-
-func (c *limitedConn) Close() error {
-	defer c.free()
-	return c.Conn.Close()
 }
 
 type actorKey struct{}
@@ -180,58 +192,3 @@ func actorOf(ctx context.Context) state.Actor {
 	actor, _ := ctx.Value(actorKey{}).(state.Actor)
 	return actor
 }
-
-// peerOf names the user on the other end of a socket, as the kernel knows it.
-func peerOf(c net.Conn) (actor state.Actor) {
-	if l, ok := c.(*limitedConn); ok {
-		c = l.Conn
-	}
-	socket, ok := c.(*net.UnixConn)
-	if !ok {
-		return actor
-	}
-	raw, err := socket.SyscallConn()
-	if err != nil {
-		return actor
-	}
-	_ = raw.Control(func(fd uintptr) {
-		cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-		if err != nil {
-			return
-		}
-		actor = state.Actor{Kind: state.ActorPeer, ID: strconv.Itoa(int(cred.Uid)), UID: cred.Uid, GID: cred.Gid, PID: cred.Pid,
-			Scopes: []state.Scope{state.ScopeAdmin}}
-		if u, err := user.LookupId(actor.ID); err == nil {
-			actor.Name = u.Username
-		}
-	})
-	return actor
-}
-
-// observed reports the route and the code of every answer.
-func (s *Server) observed(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		rec := &recorder{ResponseWriter: w, code: http.StatusOK}
-		defer func() {
-			route := r.Pattern
-			if route == "" {
-				route = "other"
-			}
-			s.config.Observe(route, rec.code)
-		}()
-		next.ServeHTTP(rec, r)
-	})
-}
-
-type recorder struct {
-	http.ResponseWriter
-	code int
-}
-
-func (r *recorder) WriteHeader(code int) {
-	r.code = code
-	r.ResponseWriter.WriteHeader(code)
-}
-
-// Unwrap is for http.ResponseController.
-func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strconv"
 	"strings"
 	"time"
@@ -42,6 +43,7 @@ type Config struct {
 	State      State                      `json:"state"`
 	BPFFS      string                     `json:"bpffs"` // where the program and its maps are pinned
 	Lock       string                     `json:"lock"`  // the file that keeps a second daemon out
+	Audit      Audit                      `json:"audit"`
 	Log        Log                        `json:"log"`
 	Compile    Compile                    `json:"compile"`
 
@@ -80,6 +82,7 @@ type Features struct {
 type API struct {
 	Socket string `json:"socket"`
 	Group  string `json:"group"` // who may, beside root; if there is such a group
+	TCP    TCP    `json:"tcp"`
 }
 
 // Metrics is where Prometheus reads.
@@ -120,7 +123,8 @@ func Default() *Config {
 			Sources: state.Count(sizes.Sources), Allows: state.Count(sizes.Allows),
 		},
 		Features: Features{Sanity: true, Martians: true, Limits: true, Events: true},
-		API:      API{Socket: "/run/levee/levee.sock", Group: "levee"},
+		API:      API{Socket: "/run/levee/levee.sock", Group: "levee", TCP: defaultTCP()},
+		Audit:    defaultAudit(),
 		Metrics:  Metrics{Listen: "127.0.0.1:9464"},
 		State:    State{Path: "/var/lib/levee/state.db"},
 		BPFFS:    "/sys/fs/bpf/levee",
@@ -186,6 +190,13 @@ func (c *Config) complete() {
 			c.Interfaces[i].Mode = state.ModeAuto
 		}
 	}
+	if c.API.TCP.Listen == off {
+		c.API.TCP.Listen = ""
+	}
+	c.API.TCP.complete()
+	if c.Audit.Copy == off {
+		c.Audit.Copy = ""
+	}
 	if c.Metrics.Listen == off {
 		c.Metrics.Listen = ""
 	}
@@ -250,6 +261,8 @@ func (c *Config) problems() []*state.Error {
 	}
 	found = append(found, c.Tables.problems()...)
 	found = append(found, c.pathProblems()...)
+	found = append(found, c.API.TCP.problems()...)
+	found = append(found, c.Audit.problems()...)
 	if err := c.Metrics.check(); err != nil {
 		report("metrics", err)
 	}
@@ -309,12 +322,15 @@ func (c *Config) pathProblems() []*state.Error {
 	for _, f := range []struct{ name, value string }{
 		{"api.socket", c.API.Socket},
 		{"state.path", c.State.Path},
+		{"audit.path", c.Audit.Path},
 		{"bpffs", c.BPFFS},
 		{"lock", c.Lock},
 		{"compile.cache", c.Compile.Cache},
 	} {
 		e := &state.Error{Code: state.CodeInvalid, Field: f.name, Value: f.value}
 		switch {
+		case f.name == "audit.path" && f.value == "":
+			continue
 		case !filepath.IsAbs(f.value) || filepath.Clean(f.value) != f.value:
 			e.Detail = "is not an absolute path without . and .. in it"
 		case strings.ContainsRune(f.value, 0):
@@ -375,7 +391,7 @@ func (c *Config) Check() error {
 
 // Configured is what the file says of the state's things.
 func (c *Config) Configured() state.Configured {
-	s := state.Configured{Limits: c.Limits, Allows: c.Allow, Interfaces: map[string]state.InterfaceMode{}}
+	s := state.Configured{Limits: c.Limits, Allows: c.Allow, Interfaces: map[string]state.InterfaceMode{}, BuiltIn: c.API.TCP.limit()}
 	for _, i := range c.Interfaces {
 		s.Interfaces[i.Name] = i.Mode
 	}
@@ -392,6 +408,7 @@ func (c *Config) NeedsRestart(next *Config) []string {
 		{"tables", c.Tables, next.Tables},
 		{"features", c.Features, next.Features},
 		{"api", c.API, next.API},
+		{"audit", c.Audit, next.Audit},
 		{"metrics", c.Metrics, next.Metrics},
 		{"state", c.State, next.State},
 		{"bpffs", c.BPFFS, next.BPFFS},
@@ -399,7 +416,7 @@ func (c *Config) NeedsRestart(next *Config) []string {
 		{"log.format", c.Log.Format, next.Log.Format},
 		{"compile", c.Compile, next.Compile},
 	} {
-		if f.a != f.b {
+		if !reflect.DeepEqual(f.a, f.b) {
 			names = append(names, f.name)
 		}
 	}

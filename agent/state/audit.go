@@ -27,3 +27,8 @@ type AuditBans struct {
 	Error    string   `json:"error,omitempty"`
 	Prefixes []string `json:"prefixes"`
 }
+
+// Same tells whether two say the same of their prefixes.
+func (b *AuditBans) Same(o *AuditBans) bool {
+	return b.Status == o.Status && b.Origin == o.Origin && b.Reason == o.Reason && b.Expires == o.Expires && b.Code == o.Code && b.Error == o.Error
+}

@@ -218,6 +218,7 @@ type Configured struct {
 	Limits     map[string]LimitSpec
 	Allows     []AllowSpec
 	Interfaces map[string]InterfaceMode
+	BuiltIn    map[string]LimitSpec // Levee's own limits, where nobody says otherwise
 }
 
 // Configure puts what the file says in the place of what it said before. Either all of it is in
@@ -241,6 +242,7 @@ func (s *Store) Configure(c Configured) error {
 	s.writer.Lock()
 	defer s.writer.Unlock()
 	next.api, next.numbers = s.limits.api, maps.Clone(s.limits.numbers)
+	next.addBuiltIn(c.BuiltIn)
 	if err := s.save(next, s.configuredInterfaces(c.Interfaces), ""); err != nil {
 		return err
 	}
@@ -255,6 +257,22 @@ func (s *Store) Configure(c Configured) error {
 		s.allows.refresh(p)
 	}
 	return nil
+}
+
+// addBuiltIn adds Levee's own limits, but for those whose name or services somebody has a limit for.
+func (t *limitTable) addBuiltIn(limits map[string]LimitSpec) {
+	taken := map[Service]bool{}
+	for _, l := range t.specs() {
+		for _, s := range l.Services {
+			taken[s] = true
+		}
+	}
+	for name, l := range limits {
+		_, named := t.config[name]
+		if !named && !slices.ContainsFunc(l.Services, func(s Service) bool { return taken[s] }) {
+			t.config[name] = l
+		}
+	}
 }
 
 // configuredInterfaces is the interfaces with what the file says of them now.

@@ -1,0 +1,170 @@
+package api
+
+import (
+	"container/list"
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// gate is a listener that hands out a bounded number of slots, some of them to one peer. Where all are
+// taken, the connection that has waited longest without a request under way makes room: so those who
+// only hold connections push out each other, and whoever asks for something gets in.
+type gate struct {
+	net.Listener
+	most  int              // connections in all
+	each  int              // of one peer; 0: no bound
+	rates *rates           // of new connections of one peer; nil: no bound
+	peer  func(*held) bool // finds out who is there; false: nobody who may come in
+
+	mu      sync.Mutex
+	waiting *list.List // *held without a request under way, the longest first
+	taken   int
+	peers   map[string]int
+}
+
+func newGate(l net.Listener, most, each int, r *rates, peer func(*held) bool) *gate {
+	return &gate{Listener: l, most: most, each: each, rates: r, peer: peer, waiting: list.New(), peers: map[string]int{}}
+}
+
+// held is a connection that has a slot.
+type held struct {
+	net.Conn
+	gate *gate
+	key  string // of the peer; empty: it has no bound
+	cred cred   // of a peer on the Unix socket
+
+	// Guarded by the gate.
+	under  int           // requests under way
+	place  *list.Element // among those that wait; nil while a request is under way
+	closed bool
+}
+
+// Accept returns the next connection that has a slot. It never waits for one to be free.
+func (g *gate) Accept() (net.Conn, error) {
+	for {
+		c, err := g.Listener.Accept()
+		if err != nil {
+			if isTemporary(err) {
+				time.Sleep(5 * time.Millisecond) // no descriptors are left: some are about to be
+				continue
+			}
+			return nil, err
+		}
+		h := &held{Conn: c, gate: g}
+		if !g.peer(h) || !g.admit(h) {
+			_ = c.Close() // nobody was told anything yet
+			continue
+		}
+		return h, nil
+	}
+}
+
+func isTemporary(err error) bool {
+	var e interface{ Temporary() bool }
+	return errors.As(err, &e) && e.Temporary()
+}
+
+func (g *gate) admit(h *held) bool {
+	g.mu.Lock()
+	if h.key != "" && (g.each > 0 && g.peers[h.key] >= g.each) {
+		g.mu.Unlock()
+		return false
+	}
+	var out *held
+	if g.taken >= g.most {
+		front := g.waiting.Front()
+		if front == nil {
+			g.mu.Unlock()
+			return false
+		}
+		out = front.Value.(*held)
+		g.release(out)
+	}
+	g.taken++
+	if h.key != "" {
+		g.peers[h.key]++
+	}
+	h.place = g.waiting.PushBack(h)
+	g.mu.Unlock()
+	if out != nil {
+		_ = out.Conn.Close() // it is in nobody's use
+	}
+	return g.rates == nil || h.key == "" || g.rates.allow(h.key) == 0 || !g.leave(h)
+}
+
+// leave gives a slot back that was not used.
+func (g *gate) leave(h *held) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.release(h)
+	return true
+}
+
+// release frees a connection's slot; the gate's lock is held.
+func (g *gate) release(h *held) {
+	if h.closed {
+		return
+	}
+	h.closed = true
+	g.taken--
+	if h.key != "" {
+		if g.peers[h.key]--; g.peers[h.key] == 0 {
+			delete(g.peers, h.key)
+		}
+	}
+	if h.place != nil {
+		g.waiting.Remove(h.place)
+		h.place = nil
+	}
+}
+
+// Close closes the connection and frees its slot.
+func (h *held) Close() error {
+	h.gate.leave(h)
+	return h.Conn.Close()
+}
+
+// begin notes that a request is under way on the connection, and end that it is over.
+func (h *held) begin() {
+	g := h.gate
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if h.under++; h.place != nil {
+		g.waiting.Remove(h.place)
+		h.place = nil
+	}
+}
+
+func (h *held) end() {
+	g := h.gate
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if h.under--; h.under == 0 && !h.closed {
+		h.place = g.waiting.PushBack(h)
+	}
+}
+
+// addressKey is the peer that an address belongs to: an IPv4 address, or an IPv6 /64, of which one
+// host may have every address.
+func addressKey(a netip.Addr) string {
+	a = a.Unmap().WithZone("")
+	if a.Is6() {
+		p, err := a.Prefix(64)
+		if err == nil {
+			return p.String()
+		}
+	}
+	return a.String()
+}
+
+// remoteOf is where a connection comes from; zero for a Unix socket's.
+func remoteOf(c net.Conn) netip.AddrPort {
+	if a, ok := c.RemoteAddr().(*net.TCPAddr); ok {
+		ap := a.AddrPort()
+		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+	}
+	return netip.AddrPort{}
+}
