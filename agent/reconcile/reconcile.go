@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/levee-xdp/levee/agent/state"
-	"github.com/levee-xdp/levee/bpf"
 	"github.com/levee-xdp/levee/maps"
 )
 
@@ -43,6 +42,7 @@ type Desired interface {
 	EffectiveAllows() []state.Allow
 	Limits() []state.Limit
 	Sweep(most int) (ended []state.Expired, next uint64)
+	SweepAllows() (ended bool, next uint64)
 	Tick() (moved bool)
 }
 
@@ -178,6 +178,7 @@ func kernelBan(b state.Ban) maps.Ban {
 func (r *Reconciler) SyncAllows() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	defer r.nudge()
 	if _, err := r.syncAllows(); err != nil {
 		return kernelError(err, "allow", "")
 	}
@@ -188,7 +189,7 @@ func (r *Reconciler) syncAllows() (maps.Changes, error) {
 	wanted := r.State.EffectiveAllows()
 	return r.Allows.Sync(func(yield func(maps.Allow) bool) {
 		for _, a := range wanted {
-			if !yield(maps.Allow{Prefix: a.Prefix, NoLimit: a.NoLimits, Expires: bpf.Forever}) {
+			if !yield(maps.Allow{Prefix: a.Prefix, NoLimit: a.NoLimits, Expires: a.Until()}) {
 				return
 			}
 		}
@@ -247,6 +248,7 @@ func (r *Reconciler) Sync() (state.Reconciled, error) {
 	defer r.mu.Unlock()
 	start := time.Now()
 	r.sweep()
+	r.State.SweepAllows()
 	limits, errLimits := r.syncLimits()
 	allows, errAllows := r.syncAllows()
 	bans, errBans := r.Bans.Sync(func(yield func(maps.Ban) bool) {
@@ -303,6 +305,19 @@ func (r *Reconciler) sweep() (next uint64) {
 	}
 }
 
+// sweepAllows forgets allow entries that have ended, and returns when the next one ends. The kernel
+// has ended them on time; one that is still there hides a wider one.
+func (r *Reconciler) sweepAllows() (next uint64) {
+	ended, next := r.State.SweepAllows()
+	if !ended {
+		return next
+	}
+	if _, err := r.syncAllows(); err != nil {
+		r.Log.Error("write the allow list", "error", err)
+	}
+	return next
+}
+
 // Run sweeps claims that have ended, and compares all in its interval, until the context ends.
 func (r *Reconciler) Run(ctx context.Context) error {
 	// Claims that end close to each other are swept together; the kernel has ended them on time.
@@ -321,7 +336,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 			r.whole()
 		}
 		r.mu.Lock()
-		next := r.sweep()
+		next := min(r.sweep(), r.sweepAllows())
 		r.mu.Unlock()
 		wait := r.Interval
 		if now := r.Clock.Monotonic(); next != state.Forever {

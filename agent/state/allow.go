@@ -27,9 +27,21 @@ type Allow struct {
 	Prefix   netip.Prefix `json:"prefix"`
 	NoLimits bool         `json:"no_limits,omitempty"`
 	Comment  string       `json:"comment,omitempty"`
-	Source   Source       `json:"source" enum:"config,api" doc:"Where it was set"`
+	Source   Source       `json:"source" enum:"config,api,protected" doc:"Where it was set; protected: by Levee itself, for an address that this host needs"`
 	Actor    string       `json:"actor,omitempty"`
 	Created  time.Time    `json:"created,omitzero"`
+	Expires  time.Time    `json:"expires,omitzero" doc:"Absent: until it is taken back"`
+
+	until uint64 // when it ends, in ns of CLOCK_MONOTONIC; 0: never
+	boot  string // in which its end was promised by that clock
+}
+
+// Until is when the entry ends, in ns of CLOCK_MONOTONIC, or Forever.
+func (a *Allow) Until() uint64 {
+	if a.until == 0 {
+		return Forever
+	}
+	return a.until
 }
 
 // InterfaceMode is how a program is attached to an interface.

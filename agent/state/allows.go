@@ -1,11 +1,13 @@
 package state
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/gaissmai/bart"
 	"go.etcd.io/bbolt"
@@ -17,50 +19,72 @@ type allowTable struct {
 	index *bart.Table[Allow] // what is in force
 }
 
+// allowSources are those that can set an entry, the one that speaks first in front.
+var allowSources = [...]Source{FromAPI, FromConfig, FromProtected}
+
 func newAllowTable() allowTable {
-	return allowTable{
-		by:    map[Source]map[netip.Prefix]Allow{FromConfig: {}, FromAPI: {}},
-		index: &bart.Table[Allow]{},
+	t := allowTable{by: map[Source]map[netip.Prefix]Allow{}, index: &bart.Table[Allow]{}}
+	for _, s := range allowSources {
+		t.by[s] = map[netip.Prefix]Allow{}
 	}
+	return t
 }
 
 // refresh brings a prefix's place in the index up to date: entries of several sources for one
-// prefix are one, which exempts from limits if one of them does.
+// prefix are one, which exempts from limits if one of them does, and lasts as long as the longest.
 func (t *allowTable) refresh(p netip.Prefix) {
-	api, isAPI := t.by[FromAPI][p]
-	config, isConfig := t.by[FromConfig][p]
-	switch {
-	case isAPI && isConfig:
-		api.NoLimits = api.NoLimits || config.NoLimits
-		t.index.Insert(p, api)
-	case isAPI:
-		t.index.Insert(p, api)
-	case isConfig:
-		t.index.Insert(p, config)
-	default:
+	var whole Allow
+	found := false
+	for _, s := range allowSources {
+		a, ok := t.by[s][p]
+		switch {
+		case !ok:
+		case !found:
+			whole, found = a, true
+		default:
+			whole.NoLimits = whole.NoLimits || a.NoLimits
+			if a.Until() > whole.Until() {
+				whole.Expires, whole.until = a.Expires, a.until
+			}
+		}
+	}
+	if found {
+		t.index.Insert(p, whole)
+	} else {
 		t.index.Delete(p)
 	}
 }
 
-// covering returns the most specific entry that contains a prefix.
-func (t *allowTable) covering(p netip.Prefix) (Allow, bool) {
-	_, a, ok := t.index.LookupPrefixLPM(p)
-	return a, ok
+// replace puts entries in the place of all that a source has set.
+func (t *allowTable) replace(source Source, next map[netip.Prefix]Allow) {
+	before := t.by[source]
+	t.by[source] = next
+	for p := range before {
+		t.refresh(p)
+	}
+	for p := range next {
+		t.refresh(p)
+	}
 }
 
-// within counts the entries that lie within a prefix.
-func (t *allowTable) within(p netip.Prefix) (n int) {
-	if p.IsSingleIP() {
-		return 0
+// covering returns the most specific entry that contains a prefix and has not ended.
+func (t *allowTable) covering(p netip.Prefix, now uint64) (Allow, bool) {
+	_, longest, ok := t.index.LookupPrefixLPM(p)
+	if !ok || longest.Until() > now {
+		return longest, ok
 	}
-	for range t.index.Subnets(p) {
-		n++
+	for _, a := range t.index.Supernets(p) {
+		if a.Until() > now {
+			return a, true
+		}
 	}
-	return n
+	return Allow{}, false
 }
 
 func (a *Allow) describe() string {
 	switch {
+	case a.Source == FromProtected:
+		return a.Comment
 	case a.Source == FromConfig && a.Comment != "":
 		return fmt.Sprintf("%q in the configuration file", a.Comment)
 	case a.Source == FromConfig:
@@ -86,6 +110,7 @@ type AllowOutcome struct {
 type AllowProposal struct {
 	AllowSpec
 	Actor  string
+	For    time.Duration // 0: until it is taken back
 	Remove bool
 }
 
@@ -102,7 +127,11 @@ func (s *Store) ProposeAllows(proposals []AllowProposal) ([]AllowOutcome, error)
 }
 
 func (s *Store) proposeAllow(p AllowProposal, next map[netip.Prefix]Allow) AllowOutcome {
-	if err := p.Validate(); err != nil {
+	err := p.Validate()
+	if err == nil && (p.For < 0 || p.For > Longest) {
+		err = invalid("for", Duration(p.For).String(), "is not within 0 and 100 years")
+	}
+	if err != nil {
 		return AllowOutcome{Prefix: p.Prefix.Prefix, Status: StatusRefused, Error: err}
 	}
 	prefix := p.Prefix.Prefix
@@ -123,16 +152,23 @@ func (s *Store) proposeAllow(p AllowProposal, next map[netip.Prefix]Allow) Allow
 		if _, ok := s.allows.by[FromConfig][prefix]; ok {
 			out.Error.Code = CodeConflict
 			out.Error.Detail = "is allowed by the configuration file: take it out there and reload"
-		} else if wide, ok := s.allows.covering(prefix); ok {
+		} else if a, ok := s.allows.by[FromProtected][prefix]; ok {
+			out.Error.Code = CodeConflict
+			out.Error.Detail = "is protected by Levee itself: " + a.Comment + "; the setting protect says what is"
+		} else if wide, ok := s.allows.covering(prefix, s.clock.Monotonic()); ok {
 			out.Error.Detail += " itself; it lies within " + PrefixString(wide.Prefix)
 		}
 		return out
 	}
 	a := Allow{Prefix: prefix, NoLimits: p.NoLimits, Comment: p.Comment, Source: FromAPI, Actor: p.Actor,
 		Created: s.clock.Now().UTC()}
+	if p.For > 0 {
+		a.until, a.boot = s.clock.Monotonic()+uint64(p.For), s.boots[s.boot].id
+		a.Expires = s.wallTime(a.until)
+	}
 	out.Allow = &a
 	switch {
-	case had && before.NoLimits == a.NoLimits && before.Comment == a.Comment:
+	case had && before.NoLimits == a.NoLimits && before.Comment == a.Comment && before.until == 0 && a.until == 0:
 		out.Status, out.Allow = StatusUnchanged, &before
 		return out
 	case had:
@@ -155,7 +191,7 @@ func (s *Store) saveAllows(out []AllowOutcome, next map[netip.Prefix]Allow) erro
 				}
 				continue
 			}
-			v, err := json.Marshal(a)
+			v, err := json.Marshal(savedAllow{a, a.boot, a.until})
 			if err != nil {
 				return err
 			}
@@ -235,32 +271,42 @@ func (s *Store) Allows() []Allow {
 		if c := comparePrefix(a.Prefix, b.Prefix); c != 0 {
 			return c
 		}
-		if a.Source < b.Source {
-			return -1
-		}
-		return 1
+		return cmp.Compare(a.Source, b.Source)
 	})
 	return out
 }
 
-// EffectiveAllows returns one entry a prefix: what the kernel is to know.
+// EffectiveAllows returns one entry a prefix: what the kernel is to know. There the most specific
+// entry decides alone, also when it has ended. So none ends before one that contains it, and one that
+// Levee made for itself takes no exemption from limits away.
 func (s *Store) EffectiveAllows() []Allow {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	out := make([]Allow, 0, s.allows.index.Size())
-	for _, a := range s.allows.index.All() {
+	for p, a := range s.allows.index.All() {
+		for _, wide := range s.allows.index.Supernets(p) {
+			if wide.Until() > a.Until() {
+				a.Expires, a.until = wide.Expires, wide.until
+			}
+			if a.Source == FromProtected && wide.NoLimits {
+				a.NoLimits = true
+			}
+		}
 		out = append(out, a)
 	}
 	return out
 }
 
-// AllowsFor returns the entries that contain a prefix, the most specific first.
+// AllowsFor returns the entries that contain a prefix and have not ended, the most specific first.
 func (s *Store) AllowsFor(p netip.Prefix) []Allow {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	var out []Allow
+	now := s.clock.Monotonic()
 	for _, a := range s.allows.index.Supernets(p) {
-		out = append(out, a)
+		if a.Until() > now {
+			out = append(out, a)
+		}
 	}
 	return out
 }

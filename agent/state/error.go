@@ -13,6 +13,7 @@ type Code string
 const (
 	CodeInvalid      Code = "invalid"      // the value is no such thing, or out of its range
 	CodeRefused      Code = "refused"      // understood, and refused for safety
+	CodeProtected    Code = "protected"    // refused, since it would touch a protected address
 	CodeForbidden    Code = "forbidden"    // understood, and not for this caller to ask
 	CodeUnauthorized Code = "unauthorized" // nobody knows who asks
 	CodeLimited      Code = "limited"      // too much, or too often; later it may work
@@ -25,7 +26,7 @@ const (
 
 // Error says what was wrong with which value, and where it can, what to do.
 type Error struct {
-	Code   Code   `json:"code" enum:"invalid,refused,forbidden,unauthorized,limited,conflict,not_found,full,storage,kernel" doc:"Of what kind the refusal is"`
+	Code   Code   `json:"code" enum:"invalid,refused,protected,forbidden,unauthorized,limited,conflict,not_found,full,storage,kernel" doc:"Of what kind the refusal is"`
 	Field  string `json:"field,omitempty" doc:"The field it is about"`
 	Value  string `json:"value,omitempty" doc:"The value that was given"`
 	Detail string `json:"detail" doc:"What is wrong with it, and what to do"`

@@ -42,6 +42,8 @@ const (
 	FromConfig  Source = "config"
 	FromAPI     Source = "api"
 	FromDefault Source = "default"
+	// FromProtected marks allow entries that Levee makes for itself.
+	FromProtected Source = "protected"
 )
 
 // Prefix is a prefix that reads a bare address, too.

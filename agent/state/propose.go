@@ -244,20 +244,16 @@ func (c *change) propose(asked *Proposal, out *Outcome, brief bool) {
 		c.remove(&p, out)
 		return
 	}
-	if allow, ok := c.allows.covering(p.Prefix); ok && p.Origin != OriginKernel {
-		out.Status, out.Error = StatusRefused, &Error{Code: CodeRefused, Field: "prefix", Value: PrefixString(p.Prefix),
-			Detail: fmt.Sprintf("is allowed by the entry %s (%s), which no ban may touch", PrefixString(allow.Prefix), allow.describe())}
-		return
-	}
-	list, err := c.list(p.Origin)
+	notes, err := c.guard(&p, brief)
 	if err != nil {
 		out.Status, out.Error = StatusRefused, err
 		return
 	}
-	if !brief {
-		if n := c.allows.within(p.Prefix); n > 0 {
-			out.Notes = append(out.Notes, fmt.Sprintf("%d allow entries lie within %s and still pass", n, p.Prefix))
-		}
+	out.Notes = notes
+	list, err := c.list(p.Origin)
+	if err != nil {
+		out.Status, out.Error = StatusRefused, err
+		return
 	}
 	e := entry{key: keyOf(p.Prefix), list: list, boot: c.boot, monitor: p.Monitor,
 		created: c.wall, expires: Forever, words: words{p.Actor, p.Reason}}
@@ -620,6 +616,7 @@ func (s *Store) Tick() (moved bool) {
 			moved = true
 		}
 	}
+	moved = s.allows.follow(by, s.boots[s.boot].id) || moved
 	s.boots[s.boot].offset, s.bootSaved = offset, false
 	s.reschedule()
 	s.log.Warn("the wall clock was set", "by", time.Duration(by).String())

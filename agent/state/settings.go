@@ -219,6 +219,7 @@ type Configured struct {
 	Allows     []AllowSpec
 	Interfaces map[string]InterfaceMode
 	BuiltIn    map[string]LimitSpec // Levee's own limits, where nobody says otherwise
+	Proxies    []Prefix             // the trusted ones, never banned automatically
 }
 
 // Configure puts what the file says in the place of what it said before. Either all of it is in
@@ -239,6 +240,10 @@ func (s *Store) Configure(c Configured) error {
 		p := spec.Prefix.Prefix
 		allows[p] = Allow{Prefix: p, NoLimits: spec.NoLimits, Comment: spec.Comment, Source: FromConfig}
 	}
+	proxies, err := newProxies(c.Proxies)
+	if err != nil {
+		return err
+	}
 	s.writer.Lock()
 	defer s.writer.Unlock()
 	next.api, next.numbers = s.limits.api, maps.Clone(s.limits.numbers)
@@ -248,14 +253,8 @@ func (s *Store) Configure(c Configured) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	before := s.allows.by[FromConfig]
-	s.allows.by[FromConfig] = allows
-	for p := range before {
-		s.allows.refresh(p)
-	}
-	for p := range allows {
-		s.allows.refresh(p)
-	}
+	s.allows.replace(FromConfig, allows)
+	s.proxies = proxies
 	return nil
 }
 
@@ -338,8 +337,8 @@ func (s *Store) remember(name string, f func(*Interface)) error {
 // loadSettings reads what was set at run time.
 func (s *Store) loadSettings(tx *bbolt.Tx) error {
 	err := tx.Bucket(bucketAllows).ForEach(func(k, v []byte) error {
-		var a Allow
-		if err := json.Unmarshal(v, &a); err != nil || a.Prefix.String() != string(k) {
+		a, err := s.loadAllow(v)
+		if err != nil || a.Prefix.String() != string(k) {
 			return fmt.Errorf("allow entry %q makes no sense", k)
 		}
 		s.allows.by[FromAPI][a.Prefix] = a

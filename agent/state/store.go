@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/gaissmai/bart"
 	"go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
 )
@@ -82,6 +83,7 @@ type memory struct {
 	bootSaved  bool
 	wall       int64 // the wall clock at the last commit, ns
 	allows     allowTable
+	proxies    *bart.Table[Prefix]
 	limits     limitTable
 	interfaces map[string]Interface
 	tokens     *tokenTable
@@ -329,6 +331,7 @@ func (s *Store) load(tx *bbolt.Tx) error {
 		names:      []Origin{""},
 		numbers:    map[Origin]uint16{},
 		allows:     newAllowTable(),
+		proxies:    &bart.Table[Prefix]{},
 		limits:     newLimitTable(),
 		interfaces: map[string]Interface{},
 	}
