@@ -18,6 +18,7 @@ import (
 	"github.com/levee-xdp/levee/agent/api"
 	"github.com/levee-xdp/levee/agent/config"
 	"github.com/levee-xdp/levee/agent/metrics"
+	"github.com/levee-xdp/levee/agent/protect"
 	"github.com/levee-xdp/levee/agent/reconcile"
 	"github.com/levee-xdp/levee/agent/state"
 	"github.com/levee-xdp/levee/loader"
@@ -36,6 +37,7 @@ type Options struct {
 	Log     *slog.Logger     // nil: to Stderr, as the configuration says
 	Stderr  io.Writer        // nil: os.Stderr
 	Kernel  Kernel           // nil: System
+	System  protect.System   // where protected addresses are found; nil: protect.Host
 	Clock   state.Clock      // nil: the system's
 	Ready   chan<- string    // told the metrics' address when all tasks are ready; may be nil
 	Reload  <-chan os.Signal // nil: SIGHUP
@@ -67,6 +69,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	tasks := []task{
 		e.apiServer(),
 		&simple{name: "reconcile", run: e.reconciler.Run},
+		&simple{name: "protect", run: e.finder.Run},
 		&simple{name: "interfaces", run: e.shield.Watch},
 		&simple{name: "events", run: func(ctx context.Context) error { return e.tables.Events.Run(ctx, e.recent.add) }},
 		&simple{name: "signals", run: func(ctx context.Context) error { return e.signals(ctx, o.Reload) }},
@@ -197,6 +200,9 @@ func start(ctx context.Context, o *Options) (_ *engine, _ *metrics.Server, err e
 	if kernel == nil {
 		kernel = System{}
 	}
+	if e.system = o.System; e.system == nil {
+		e.system = protect.Host{}
+	}
 	if err := e.open(ctx, kernel, c); err != nil {
 		return nil, nil, errors.Join(err, e.close())
 	}
@@ -275,6 +281,7 @@ func (e *engine) open(ctx context.Context, kernel Kernel, c *config.Config) (err
 	if err := store.Configure(c.Configured()); err != nil {
 		return fmt.Errorf("the configuration: %w", err)
 	}
+	e.protectFirst(c)
 	if err := e.rescue(lost); err != nil {
 		return err
 	}

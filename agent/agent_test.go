@@ -34,6 +34,7 @@ type testDaemon struct {
 	testing.TB
 	*client.Client
 	kernel  *fakeKernel
+	system  *fakeSystem
 	dir     string
 	text    string // of the configuration
 	reload  chan os.Signal
@@ -54,7 +55,7 @@ func (b *buffer) String() string              { b.mu.Lock(); defer b.mu.Unlock()
 
 func newDaemon(t testing.TB, k *fakeKernel, text string) *testDaemon {
 	t.Helper()
-	d := &testDaemon{TB: t, kernel: k, dir: t.TempDir(), text: text, reload: make(chan os.Signal, 1), log: &buffer{}}
+	d := &testDaemon{TB: t, kernel: k, system: &fakeSystem{}, dir: t.TempDir(), text: text, reload: make(chan os.Signal, 1), log: &buffer{}}
 	d.start()
 	t.Cleanup(d.end)
 	return d
@@ -87,7 +88,7 @@ func (d *testDaemon) start() {
 	ready := make(chan string, 1)
 	d.stop, d.done = stop, make(chan error, 1)
 	go func() {
-		d.done <- Run(ctx, Options{Config: c, Load: d.load, Version: "test", Stderr: d.log, Kernel: d.kernel, Ready: ready, Reload: d.reload})
+		d.done <- Run(ctx, Options{Config: c, Load: d.load, Version: "test", Stderr: d.log, Kernel: d.kernel, System: d.system, Ready: ready, Reload: d.reload})
 	}()
 	select {
 	case d.metrics = <-ready:
@@ -251,7 +252,7 @@ func TestAllow(t *testing.T) {
 	if err != nil || a.Done != 1 || a.Refused != 1 || a.Allow[0].Notes[0] != "it overrules 1 ban" || a.Allow[1].Error == nil || a.Allow[1].Prefix != "what" {
 		t.Errorf("%+v, %v", a, err)
 	}
-	if len(d.kernel.allows) != 2 {
+	if d.kernel.allowed() != "192.0.2.0/24 198.51.100.0/24" {
 		t.Errorf("in the kernel: %v", d.kernel.allows)
 	}
 	if c, err := d.Check(ctx, netip.MustParseAddr("192.0.2.1")); err != nil || c.Verdict != state.VerdictAllowed {
@@ -262,7 +263,7 @@ func TestAllow(t *testing.T) {
 	}
 	d.restart()
 	list, err := d.Allows(ctx)
-	if err != nil || len(list.Allow) != 2 {
+	if err != nil || len(list.Allow) != 2+5 {
 		t.Errorf("%+v, %v", list, err)
 	}
 	u, err := d.Unallow(ctx, state.UnallowRequest{Prefixes: []string{"192.0.2.0/24", "198.51.100.0/24"}})
@@ -393,7 +394,7 @@ func TestReload(t *testing.T) {
 			t.Fatal(d.log)
 		}
 	}
-	if d.kernel.limits[0].Thresholds[0].PerSecond != 5000 || len(d.kernel.allows) != 0 || !d.kernel.monitor ||
+	if d.kernel.limits[0].Thresholds[0].PerSecond != 5000 || d.kernel.allowed() != "" || !d.kernel.monitor ||
 		len(d.kernel.attachments) != 1 || d.kernel.attachments[0].Name != "eth1" {
 		t.Errorf("%s", before())
 	}
@@ -560,6 +561,29 @@ func TestMetricsAndHealth(t *testing.T) {
 }
 
 // raw speaks HTTP to the socket without the client's good manners.
+// scrape returns what Prometheus would read.
+func (d *testDaemon) scrape() string {
+	d.Helper()
+	r, err := http.Get("http://" + d.metrics + "/metrics")
+	if err != nil {
+		d.Fatal(err)
+	}
+	defer r.Body.Close()
+	text, err := io.ReadAll(r.Body)
+	if err != nil {
+		d.Fatal(err)
+	}
+	return string(text)
+}
+
+// reloadNow has the daemon read its file again, as a signal does.
+func (d *testDaemon) reloadNow() {
+	d.Helper()
+	if err := d.Reload(d.Context()); err != nil {
+		d.Fatal(err)
+	}
+}
+
 func (d *testDaemon) raw(method, path, body string) (int, map[string]any) {
 	d.Helper()
 	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {

@@ -146,6 +146,9 @@ func (b *bulk) proposal(item *state.BanItem) (state.Proposal, *state.Error) {
 	}
 	p := b.like
 	p.Prefix = prefix
+	if b.bad == nil && item.Via != "" {
+		return p, b.viaProxy(prefix, item.Via)
+	}
 	return p, b.bad
 }
 

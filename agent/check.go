@@ -65,6 +65,9 @@ func (e *engine) verdict(c *state.Check) (state.Verdict, string) {
 		return state.VerdictPasses, "passes: the panic switch is on, everything passes"
 	case c.Interfaces == 0:
 		return state.VerdictPasses, "passes: no interface is shielded; levee attach shields one"
+	case c.Kernel != nil && len(c.Allows) > 0 && c.Allows[0].Source == state.FromProtected:
+		return state.VerdictAllowed, fmt.Sprintf("passes: the ban of %s does not touch it, it is protected: %s",
+			state.PrefixString(c.Kernel.Prefix), c.Allows[0].Comment)
 	case c.Kernel != nil && len(c.Allows) > 0:
 		return state.VerdictAllowed, fmt.Sprintf("passes: the ban of %s is overruled by the allow entry %s",
 			state.PrefixString(c.Kernel.Prefix), state.PrefixString(c.Allows[0].Prefix))

@@ -13,6 +13,7 @@ import (
 	"github.com/levee-xdp/levee/agent/audit"
 	"github.com/levee-xdp/levee/agent/config"
 	"github.com/levee-xdp/levee/agent/metrics"
+	"github.com/levee-xdp/levee/agent/protect"
 	"github.com/levee-xdp/levee/agent/reconcile"
 	"github.com/levee-xdp/levee/agent/state"
 	"github.com/levee-xdp/levee/bpf"
@@ -34,6 +35,8 @@ type engine struct {
 	shield     Shield
 	tables     Tables
 	reconciler *reconcile.Reconciler
+	system     protect.System
+	finder     *protect.Finder
 	record     *metrics.Record
 	audit      *audit.Log
 	recent     recent
@@ -54,6 +57,9 @@ func (e *engine) Ban(by state.Actor, r state.BanRequest) (state.BanResponse, err
 	var places []int
 	for i, item := range r.Bans {
 		p, err := e.proposal(by, item, r.Force)
+		if err == nil {
+			err = e.viaProxy(p.Prefix, item.Via)
+		}
 		if err != nil {
 			results[i] = state.BanResult{Prefix: item.Prefix, Status: state.StatusRefused, Error: err}
 			continue
@@ -153,6 +159,9 @@ func (e *engine) propose(proposals []state.Proposal, places []int, results []sta
 	for i := range results {
 		if results[i].Status == state.StatusRefused {
 			r.Refused++
+			if err := results[i].Error; err != nil && err.Code == state.CodeProtected {
+				r.Protected++
+			}
 		} else {
 			r.Done++
 		}
@@ -230,6 +239,16 @@ func (e *engine) Allow(by state.Actor, r state.AllowRequest) (state.AllowRespons
 		prefixes[i] = item.Prefix
 		p := state.AllowProposal{Actor: by.String(), AllowSpec: state.AllowSpec{NoLimits: item.NoLimits, Comment: item.Comment}}
 		p.Prefix.Prefix, _ = state.ParsePrefix(item.Prefix) // what is none is refused below
+		if item.For != "" {
+			d, err := state.ParseDuration(item.For)
+			if err == nil && d == 0 {
+				err = &state.Error{Code: state.CodeInvalid, Value: item.For, Detail: "is no time at all; leave it out for an entry without an end"}
+			}
+			if err != nil {
+				return state.AllowResponse{}, state.AsError(err, state.CodeInvalid).In("for").In(fmt.Sprintf("allow[%d]", i))
+			}
+			p.For = time.Duration(d)
+		}
 		proposals = append(proposals, p)
 	}
 	return e.proposeAllows(prefixes, proposals)
@@ -456,6 +475,10 @@ func (e *engine) configure(from, to *config.Config) error {
 	})
 	if err != nil {
 		return err
+	}
+	e.finder.Set(kinds(to))
+	if err := e.finder.Refresh(); err != nil {
+		e.log.Error("protected addresses could not all be found; those known before stay protected", "error", err)
 	}
 	for _, i := range to.Interfaces {
 		known, _ := e.state.Interface(i.Name)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/levee-xdp/levee/agent/config"
+	"github.com/levee-xdp/levee/agent/protect"
 	"github.com/levee-xdp/levee/bpf"
 	"github.com/levee-xdp/levee/loader"
 	kernel "github.com/levee-xdp/levee/maps"
@@ -74,6 +75,20 @@ func (k *fakeKernel) show() string {
 	return strings.Join(out, " ")
 }
 
+// allowed is the allow entries in force, as text, without those that every host has.
+func (k *fakeKernel) allowed() string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var out []string
+	for p := range k.allows {
+		if s := p.String(); !slices.Contains([]string{"127.0.0.0/8", "::1/128", "0.0.0.0/32", "::/128", "fe80::/10"}, s) {
+			out = append(out, s)
+		}
+	}
+	slices.Sort(out)
+	return strings.Join(out, " ")
+}
+
 type fakeShield struct {
 	*fakeKernel
 	adopted bool
@@ -130,6 +145,24 @@ func (s *fakeShield) Tables() Tables {
 	return Tables{Bans: fakeBans{k}, Allows: fakeAllows{k}, Limits: fakeLimits{k}, Sources: fakeSources{k},
 		Counters: fakeCounters{k}, Events: fakeEvents{k}, Control: fakeControl{k}, Interfaces: fakeInterfaces{k}}
 }
+
+// fakeSystem is a value that stands in for the operating system.
+type fakeSystem struct {
+	mu                               sync.Mutex
+	own, gateways, resolvers, logins []protect.Found
+	fail                             error
+}
+
+func (s *fakeSystem) found(list *[]protect.Found) ([]protect.Found, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(*list), s.fail
+}
+
+func (s *fakeSystem) Own() ([]protect.Found, error)       { return s.found(&s.own) }
+func (s *fakeSystem) Gateways() ([]protect.Found, error)  { return s.found(&s.gateways) }
+func (s *fakeSystem) Resolvers() ([]protect.Found, error) { return s.found(&s.resolvers) }
+func (s *fakeSystem) Sessions() ([]protect.Found, error)  { return s.found(&s.logins) }
 
 type fakeBans struct{ *fakeKernel }
 

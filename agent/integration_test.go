@@ -464,7 +464,14 @@ func TestShielding(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.mustPass("the limit is lifted")
-	if r, err := l.Ban(ctx, state.BanRequest{Bans: []state.BanItem{{Prefix: "192.0.2.0/24"}}}); err != nil || r.Done != 1 {
+	wide := state.BanRequest{Bans: []state.BanItem{{Prefix: "192.0.2.0/24"}}}
+	if r, err := l.Ban(ctx, wide); err != nil || r.Refused != 1 || r.Bans[0].Error.Code != state.CodeProtected ||
+		!strings.Contains(r.Bans[0].Error.Detail, "contains 192.0.2.1, which is protected: it is this host's own address (shielded)") {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	w.mustPass("a ban that contains this host's own address is refused")
+	wide.Force = true
+	if r, err := l.Ban(ctx, wide); err != nil || r.Done != 1 {
 		t.Fatalf("%+v, %v", r, err)
 	}
 	w.blocked("its prefix is banned")

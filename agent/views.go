@@ -395,9 +395,10 @@ func (e *engine) Status(ctx context.Context, d time.Duration) (state.Overview, e
 		Version: e.version, Started: e.started, Time: e.clock.Now().UTC(), Health: e.Health(),
 		Mode: e.config.Load().Mode, Panic: e.Panic(), Interfaces: interfaces,
 		Traffic: traffic(first, last), Origins: e.origins(first, last),
-		Allows: len(e.state.EffectiveAllows()), Limits: e.limitViews(first, last, since, 5),
+		Limits: e.limitViews(first, last, since, 5),
 		Tables: e.tablesView(tracked), Untracked: last.stats[bpf.StatUntracked], Reconcile: e.reconciler.Last(),
 	}
+	o.Allows, o.Protected = e.countAllows()
 	if d > 0 {
 		o.Sampled = state.Duration(last.at.Sub(first.at).Round(time.Millisecond))
 	}
@@ -507,6 +508,9 @@ func (e *engine) Health() state.Health {
 		problems = append(problems, "state and kernel could not be made equal: "+last.Error)
 	case last.Drift > 0:
 		problems = append(problems, fmt.Sprintf("%d entries of the kernel's tables differed from the state and were put right: something else writes them", last.Drift))
+	}
+	if p := e.finder.Problem(); p != "" {
+		problems = append(problems, "protected addresses could not all be found, those known before stay protected: "+p)
 	}
 	interfaces, err := e.Interfaces()
 	if err != nil {

@@ -64,7 +64,7 @@ func statusOf(c state.Code) int {
 	switch c {
 	case state.CodeInvalid:
 		return http.StatusUnprocessableEntity
-	case state.CodeRefused, state.CodeForbidden:
+	case state.CodeRefused, state.CodeProtected, state.CodeForbidden:
 		return http.StatusForbidden
 	case state.CodeUnauthorized:
 		return http.StatusUnauthorized

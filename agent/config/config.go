@@ -33,6 +33,8 @@ type Config struct {
 	Mode       state.Mode                 `json:"mode"`
 	Limits     map[string]state.LimitSpec `json:"limits"`
 	Allow      []state.AllowSpec          `json:"allow"`
+	Protect    Protect                    `json:"protect"`
+	Proxies    []state.Prefix             `json:"trusted_proxies"`
 	SourceIdle state.Duration             `json:"source_idle"`
 	ControlCap state.Threshold            `json:"control_cap"` // packets
 	Events     Events                     `json:"events"`
@@ -55,6 +57,15 @@ type Config struct {
 type Interface struct {
 	Name string              `json:"name"`
 	Mode state.InterfaceMode `json:"mode"`
+}
+
+// Protect is which addresses Levee allows by itself.
+type Protect struct {
+	Own       bool `json:"own"`       // this host's
+	Gateways  bool `json:"gateways"`  // next hops of its default routes
+	Resolvers bool `json:"resolvers"` // DNS servers that it asks
+	SSH       bool `json:"ssh"`       // peers of live SSH sessions
+	API       bool `json:"api"`       // clients of the daemon's API
 }
 
 // Events is how many dropped packets are sampled.
@@ -117,6 +128,7 @@ func Default() *Config {
 		Mode:       state.Enforce,
 		SourceIdle: state.Duration(500 * time.Millisecond),
 		ControlCap: state.Threshold{Rate: state.Rate{Count: 10_000, Per: time.Second}, Burst: state.Burst{Units: 10_000}},
+		Protect:    Protect{Own: true, Gateways: true, Resolvers: true, SSH: true, API: true},
 		Events:     Events{Budget: 100},
 		Tables: Tables{
 			IPv4Bans: state.Count(sizes.Ban4Entries), IPv6Bans: state.Count(sizes.Ban6Entries),
@@ -247,6 +259,17 @@ func (c *Config) problems() []*state.Error {
 			bad(path, p.String(), "stands here twice")
 		}
 		allowed[a.Prefix.Prefix] = true
+	}
+	proxies := map[netip.Prefix]bool{}
+	for i, p := range c.Proxies {
+		path := "trusted_proxies[" + strconv.Itoa(i) + "]"
+		switch {
+		case proxies[p.Prefix]:
+			bad(path, p.String(), "stands here twice")
+		case p.Bits() == 0:
+			bad(path, p.String(), "is everybody; name the proxies' own ranges")
+		}
+		proxies[p.Prefix] = true
 	}
 	if d := time.Duration(c.SourceIdle); d < 20*time.Millisecond || d > time.Hour {
 		bad("source_idle", c.SourceIdle.String(), "is not within 20ms to 1h")
@@ -391,7 +414,8 @@ func (c *Config) Check() error {
 
 // Configured is what the file says of the state's things.
 func (c *Config) Configured() state.Configured {
-	s := state.Configured{Limits: c.Limits, Allows: c.Allow, Interfaces: map[string]state.InterfaceMode{}, BuiltIn: c.API.TCP.limit()}
+	s := state.Configured{Limits: c.Limits, Allows: c.Allow, Interfaces: map[string]state.InterfaceMode{}, BuiltIn: c.API.TCP.limit(),
+		Proxies: c.Proxies}
 	for _, i := range c.Interfaces {
 		s.Interfaces[i.Name] = i.Mode
 	}

@@ -10,7 +10,10 @@ import (
 )
 
 // What an operation on a claim is called where it is no state.Status.
-const opExpired = "expired"
+const (
+	opExpired   = "expired"
+	opProtected = "protected" // refused, since it would touch a protected address
+)
 
 // The most values that a label of a Record takes; later ones share one.
 const (
@@ -53,6 +56,8 @@ func (r *Record) Bans(proposals []state.Proposal, outcomes []state.Outcome) {
 		o := &outcomes[i]
 		switch {
 		case o.Status == state.StatusUnchanged:
+		case o.Error != nil && o.Error.Code == state.CodeProtected:
+			r.count(&alike, opProtected, proposals[i].Origin)
 		case o.Status == state.StatusRemoved && len(o.Removed) > 0:
 			for _, c := range o.Removed {
 				r.count(&alike, string(o.Status), c.Origin)

@@ -38,6 +38,7 @@ type BulkResponse struct {
 	Changed   int         `json:"changed" doc:"The origin had said something else before"`
 	Unchanged int         `json:"unchanged" doc:"The origin had said just that"`
 	Refused   int         `json:"refused"`
+	Protected int         `json:"protected,omitempty" doc:"How many of the refused would have touched a protected address"`
 	Nothing   bool        `json:"nothing,omitempty" doc:"Nothing was changed, since some were refused and all or nothing was asked for"`
 	Errors    []BulkError `json:"errors,omitempty" doc:"The first 1000 refusals, in order of their lines"`
 }
@@ -52,6 +53,9 @@ type BulkError struct {
 // Refuse counts a refusal, and names it if there were not too many before it.
 func (r *BulkResponse) Refuse(line int, prefix string, err *Error) {
 	r.Refused++
+	if err != nil && err.Code == CodeProtected {
+		r.Protected++
+	}
 	if len(r.Errors) < MaxBulkErrors {
 		r.Errors = append(r.Errors, BulkError{line, clip(prefix), err})
 	}

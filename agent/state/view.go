@@ -21,6 +21,7 @@ type BanItem struct {
 	For     string    `json:"for,omitempty" maxLength:"40" doc:"How long; absent, and without expires: until it is taken back" example:"4h"`
 	Expires time.Time `json:"expires,omitzero" doc:"Until when, instead of for"`
 	Monitor bool      `json:"monitor,omitempty" doc:"Count what would be dropped, and pass it"`
+	Via     string    `json:"via,omitempty" maxLength:"80" doc:"The address that the packets came from, where the prefix is of a client that a proxy told of. Refused as a conflict: packets carry the proxy's address" example:"198.51.100.1"`
 }
 
 // UnbanRequest takes claims back.
@@ -49,9 +50,10 @@ type BanResult struct {
 
 // BanResponse answers a batch. What was not refused is on disk and in the kernel.
 type BanResponse struct {
-	Bans    []BanResult `json:"bans"`
-	Done    int         `json:"done"`
-	Refused int         `json:"refused"`
+	Bans      []BanResult `json:"bans"`
+	Done      int         `json:"done"`
+	Refused   int         `json:"refused"`
+	Protected int         `json:"protected,omitempty" doc:"How many of the refused would have touched a protected address"`
 }
 
 // BanPage is a page of claims, the newest first.
@@ -71,6 +73,7 @@ type AllowItem struct {
 	Prefix   string `json:"prefix" maxLength:"80" example:"192.0.2.0/24"`
 	NoLimits bool   `json:"no_limits,omitempty" doc:"Exempt from limits, too. A source address can be forged"`
 	Comment  string `json:"comment,omitempty" maxLength:"256"`
+	For      string `json:"for,omitempty" maxLength:"40" doc:"How long; absent: until it is taken back" example:"1h"`
 }
 
 // UnallowRequest takes allow entries back.
@@ -308,7 +311,8 @@ type Overview struct {
 		IPv4 int `json:"ipv4"`
 		IPv6 int `json:"ipv6"`
 	} `json:"prefixes" doc:"Banned"`
-	Allows    int         `json:"allows"`
+	Allows    int         `json:"allows" doc:"Prefixes that are allowed"`
+	Protected int         `json:"protected" doc:"Prefixes that Levee allows by itself"`
 	Limits    []LimitView `json:"limits"`
 	Tables    []Table     `json:"tables"`
 	Untracked uint64      `json:"untracked" doc:"Packets of sources that found no room to be tracked"`

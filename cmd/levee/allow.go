@@ -21,8 +21,8 @@ func (a *app) allowCommand() *cobra.Command {
 
 func (a *app) allowAddCommand() *cobra.Command {
 	var (
-		noLimits bool
-		reason   string
+		noLimits      bool
+		reason, lasts string
 	)
 	cmd := &cobra.Command{
 		Use:   "add PREFIX… | -",
@@ -31,18 +31,31 @@ func (a *app) allowAddCommand() *cobra.Command {
 --no-limits says otherwise: a source address can be forged.
 
 With - the list is read from stdin, one prefix a line.`,
-		Example: `  levee allow add 192.0.2.10 --reason monitoring`,
-		Args:    cobra.MinimumNArgs(1),
+		Example: `  levee allow add 192.0.2.10 --reason monitoring
+  levee allow add 203.0.113.0/24 --for 2h --reason "load test"`,
+		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.allowAdd(cmd.Context(), args, noLimits, reason)
+			return a.allowAdd(cmd.Context(), args, noLimits, reason, lasts)
 		},
 	}
 	cmd.Flags().BoolVar(&noLimits, "no-limits", false, "exempt from limits, too")
 	cmd.Flags().StringVar(&reason, "reason", "", "why, for whoever asks later")
+	cmd.Flags().StringVar(&lasts, "for", "", "how long, as 90s, 4h or 1d (default: until it is taken back)")
+	must(cmd.RegisterFlagCompletionFunc("for", fixed("10m", "1h", "4h", "1d", "1w")))
 	return cmd
 }
 
-func (a *app) allowAdd(ctx context.Context, args []string, noLimits bool, reason string) error {
+func (a *app) allowAdd(ctx context.Context, args []string, noLimits bool, reason, lasts string) error {
+	if lasts != "" {
+		d, err := state.ParseDuration(lasts)
+		if err != nil {
+			return inFlag("for", err)
+		}
+		if d == 0 {
+			return usage("--for %q: is no time; leave it out for an entry without end", lasts)
+		}
+		lasts = d.String()
+	}
 	prefixes, err := a.prefixes(args)
 	if err != nil || len(prefixes) == 0 {
 		return err
@@ -59,7 +72,7 @@ func (a *app) allowAdd(ctx context.Context, args []string, noLimits bool, reason
 			}
 			return err
 		}
-		r.Allow = append(r.Allow, state.AllowItem{Prefix: p.String(), NoLimits: noLimits, Comment: reason})
+		r.Allow = append(r.Allow, state.AllowItem{Prefix: p.String(), NoLimits: noLimits, Comment: reason, For: lasts})
 	}
 	c := a.client()
 	defer c.Close()
@@ -111,6 +124,9 @@ func (a *app) allowAnswer(answer state.AllowResponse) error {
 		if r.Allow != nil && r.Allow.NoLimits {
 			exempt = ", and exempt from limits"
 		}
+		if r.Allow != nil && !r.Allow.Expires.IsZero() {
+			exempt += " " + a.until(r.Allow.Expires)
+		}
 		switch {
 		case r.Error != nil:
 			a.complain("%s: %s", r.Prefix, refusal(r.Error))
@@ -161,17 +177,20 @@ func (a *app) allowListCommand() *cobra.Command {
 }
 
 func (a *app) allowGrid(entries []state.Allow, indent string) {
-	g := a.grid("prefix", "limits", "set by", "set", "reason").flexible(4, true)
+	g := a.grid("prefix", "limits", "ends in", "set by", "set", "reason").flexible(5, true)
 	g.indent = indent
 	for _, e := range entries {
-		limits, set := "apply", ""
+		limits, set, ends := "apply", "", ""
 		if e.NoLimits {
 			limits = "exempt"
 		}
 		if !e.Created.IsZero() {
 			set = a.ago(e.Created)
 		}
-		g.row(state.PrefixString(e.Prefix), limits, setBy(e.Source, e.Actor), set, e.Comment)
+		if !e.Expires.IsZero() {
+			ends = a.left(e.Expires)
+		}
+		g.row(state.PrefixString(e.Prefix), limits, ends, setBy(e.Source, e.Actor), set, e.Comment)
 	}
 	g.hide().render()
 }
@@ -181,6 +200,8 @@ func setBy(source state.Source, actor string) string {
 	switch {
 	case source == state.FromConfig:
 		return "the file"
+	case source == state.FromProtected:
+		return "levee"
 	case source == state.FromDefault:
 		return "default"
 	case actor != "":

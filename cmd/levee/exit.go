@@ -93,7 +93,7 @@ func ofCode(c state.Code) int {
 	switch c {
 	case state.CodeInvalid:
 		return exitUsage
-	case state.CodeRefused, state.CodeForbidden:
+	case state.CodeRefused, state.CodeProtected, state.CodeForbidden:
 		return exitRefused
 	case state.CodeNotFound:
 		return exitNotFound

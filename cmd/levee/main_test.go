@@ -230,7 +230,7 @@ func overview() state.Overview {
 			{OriginCount: state.OriginCount{Origin: "operator", IPv4: 12, IPv6: 1}, Packets: 543, PerSecond: 0},
 			{OriginCount: state.OriginCount{Origin: "feed:spamhaus", IPv4: 1_204}, Packets: 9_876_000, PerSecond: 1_250_321},
 		},
-		Allows: 2, Limits: []state.LimitView{defaultLimit, monitoredLimit},
+		Allows: 2, Protected: 9, Limits: []state.LimitView{defaultLimit, monitoredLimit},
 		Tables:    []state.Table{{Table: "ipv4_bans", Entries: 1_216, Capacity: 4_194_304}, {Table: "sources", Entries: 500_000, Capacity: 524_288}},
 		Reconcile: state.Reconciled{Time: noon.Add(-12 * time.Second)},
 	}
@@ -260,7 +260,7 @@ func banAnswer(body []byte) any {
 			one.Expires = noon.Add(time.Duration(must1(state.ParseDuration(b.For))))
 		}
 		if strings.HasPrefix(b.Prefix, "192.0.2.") {
-			one.Status, one.Error = state.StatusRefused, &state.Error{Code: state.CodeRefused, Field: "prefix", Value: b.Prefix, Detail: "is protected: it is this host's gateway"}
+			one.Status, one.Error = state.StatusRefused, &state.Error{Code: state.CodeProtected, Field: "prefix", Value: b.Prefix, Detail: "is protected: it is this host's gateway"}
 			out.Refused++
 		} else {
 			out.Done++
@@ -284,7 +284,9 @@ func allAnswers(f *fake) *fake {
 		on("GET /v1/check/8.8.8.8", state.Check{Address: netip.MustParseAddr("8.8.8.8"), Verdict: state.VerdictPasses, Words: "it passes, as long as it keeps to its limit",
 			Limits: []string{"default", "dns"}, Sources: sources.Sources[2:]}).
 		on("GET /v1/allow", state.AllowList{Allow: []state.Allow{{Prefix: prefix("192.0.2.10/32"), Comment: "monitoring", Source: state.FromAPI, Actor: "root", Created: noon.Add(-time.Hour)},
-			{Prefix: prefix("198.51.100.0/24"), NoLimits: true, Source: state.FromConfig}}}).
+			{Prefix: prefix("198.51.100.0/24"), NoLimits: true, Source: state.FromConfig},
+			{Prefix: prefix("203.0.113.0/24"), Comment: "load test", Source: state.FromAPI, Actor: "root", Created: noon.Add(-time.Hour), Expires: noon.Add(time.Hour)},
+			{Prefix: prefix("203.0.113.1/32"), Comment: "a gateway of this host (eth0)", Source: state.FromProtected}}}).
 		on("POST /v1/allow", state.AllowResponse{Done: 1, Allow: []state.AllowResult{{Prefix: "192.0.2.10/32", Status: state.StatusAdded, Allow: &state.Allow{NoLimits: true}}}}).
 		on("POST /v1/unallow", state.AllowResponse{Refused: 1, Allow: []state.AllowResult{{Prefix: "192.0.2.10/32", Status: state.StatusRefused,
 			Error: &state.Error{Code: state.CodeNotFound, Field: "prefix", Value: "192.0.2.10", Detail: "is not on the allow list"}}}}).
@@ -328,6 +330,8 @@ func TestGolden(t *testing.T) {
 		{"check_banned", call{args: []string{"check", "203.0.113.7"}}},
 		{"check_passes", call{args: []string{"check", "8.8.8.8"}}},
 		{"allow_add", call{args: []string{"allow", "add", "192.0.2.10", "--no-limits", "--reason", "monitoring"}}},
+		{"allow_add_for", call{args: []string{"allow", "add", "192.0.2.10", "--for", "90m"}}},
+		{"allow_add_for_bad", call{args: []string{"allow", "add", "192.0.2.10", "--for", "0s"}}},
 		{"allow_rm", call{args: []string{"allow", "rm", "192.0.2.10"}}},
 		{"allow_list", call{args: []string{"allow", "list"}}},
 		{"limit_set", call{args: []string{"limit", "set", "default", "--mode", "monitor", "--udp", "5k/s", "--packets-burst", "50k", "--syn", "none"}}},

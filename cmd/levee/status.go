@@ -229,11 +229,11 @@ func (a *app) statusSuspects(dropped []state.SourceView) {
 func (a *app) statusBans(o *state.Overview) {
 	a.heading("Bans")
 	if o.Prefixes.IPv4+o.Prefixes.IPv6 == 0 {
-		a.line("  Nothing is banned%s.", alsoAllowed(o.Allows, ", "))
+		a.line("  Nothing is banned%s.", alsoAllowed(o, ", "))
 		return
 	}
 	a.line("  %s, %s%s", plural(o.Prefixes.IPv4, "IPv4 prefix", "IPv4 prefixes"),
-		plural(o.Prefixes.IPv6, "IPv6 prefix", "IPv6 prefixes"), alsoAllowed(o.Allows, "; "))
+		plural(o.Prefixes.IPv6, "IPv6 prefix", "IPv6 prefixes"), alsoAllowed(o, "; "))
 	g := a.grid("origin", "IPv4", "IPv6", "dropped/s", "dropped").numbers(1, 2, 3, 4)
 	g.indent = "  "
 	for _, s := range o.Origins {
@@ -242,15 +242,21 @@ func (a *app) statusBans(o *state.Overview) {
 	g.render()
 }
 
-func alsoAllowed(n int, joint string) string {
-	if n == 0 {
-		return ""
+func alsoAllowed(o *state.Overview, joint string) string {
+	out := ""
+	for _, s := range []struct {
+		n     int
+		words string
+	}{{o.Allows, "allowed"}, {o.Protected, "protected (levee allow list)"}} {
+		switch s.n {
+		case 0:
+		case 1:
+			out, joint = out+joint+"1 prefix is "+s.words, ", "
+		default:
+			out, joint = out+joint+plural(s.n, "prefix", "prefixes")+" are "+s.words, ", "
+		}
 	}
-	verb := "are"
-	if n == 1 {
-		verb = "is"
-	}
-	return joint + plural(n, "prefix", "prefixes") + " " + verb + " allowed"
+	return out
 }
 
 func (a *app) statusLimits(o *state.Overview) {
