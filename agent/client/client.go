@@ -195,3 +195,23 @@ func sampled(q url.Values, sample time.Duration) url.Values {
 	q.Set("sample", state.Duration(sample).String())
 	return q
 }
+
+// Tokens returns every token, without its secret.
+func (c *Client) Tokens(ctx context.Context) (out state.TokenList, err error) {
+	return out, c.call(ctx, http.MethodGet, "/v1/tokens", nil, nil, &out)
+}
+
+// AddToken makes a token. Its text is told this once.
+func (c *Client) AddToken(ctx context.Context, r state.TokenRequest) (out state.TokenSecret, err error) {
+	return out, c.call(ctx, http.MethodPost, "/v1/tokens", nil, r, &out)
+}
+
+// RotateToken gives a token a new secret; the old one works for a while.
+func (c *Client) RotateToken(ctx context.Context, name string, r state.TokenRotation) (out state.TokenSecret, err error) {
+	return out, c.call(ctx, http.MethodPost, "/v1/tokens/"+url.PathEscape(name)+"/rotate", nil, r, &out)
+}
+
+// RemoveToken revokes a token. What it banned stands.
+func (c *Client) RemoveToken(ctx context.Context, name string) error {
+	return c.call(ctx, http.MethodDelete, "/v1/tokens/"+url.PathEscape(name), nil, nil, nil)
+}

@@ -17,6 +17,7 @@ type app struct {
 	*environment
 	output  string
 	socket  string
+	remote  remote
 	quiet   bool
 	noColor bool
 }
@@ -71,6 +72,7 @@ safety, 5 partly done, 6 not found (levee check: not banned).`,
 	flags := root.PersistentFlags()
 	flags.StringVarP(&a.output, "output", "o", "table", "table, json or jsonl")
 	flags.StringVar(&a.socket, "socket", "", "where the daemon listens (default "+client.Socket+", or $LEVEE_SOCKET)")
+	a.remoteFlags(flags)
 	flags.BoolVarP(&a.quiet, "quiet", "q", false, "say nothing of what went well")
 	flags.BoolVar(&a.noColor, "no-color", false, "no colours, as with $NO_COLOR")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
@@ -87,9 +89,9 @@ safety, 5 partly done, 6 not found (levee check: not banned).`,
 			root.AddCommand(c)
 		}
 	}
-	add("show", a.statusCommand(), a.topCommand(), a.checkCommand(), a.bansCommand())
+	add("show", a.statusCommand(), a.topCommand(), a.checkCommand(), a.bansCommand(), a.auditCommand())
 	add("act", a.banCommand(), a.unbanCommand(), a.allowCommand(), a.limitCommand())
-	add("shield", a.runCommand(), a.attachCommand(), a.detachCommand(), a.panicCommand(), a.configCommand())
+	add("shield", a.runCommand(), a.attachCommand(), a.detachCommand(), a.panicCommand(), a.configCommand(), a.tokenCommand())
 	root.AddCommand(a.versionCommand())
 	wrapArgs(root)
 	must(root.RegisterFlagCompletionFunc("output", fixed("table", "json", "jsonl")))
@@ -145,20 +147,19 @@ func (a *app) checkGlobals() error {
 	default:
 		return usage("output %q is none of table, json and jsonl", a.output)
 	}
-	if a.socket == "" {
-		a.socket = a.getenv("LEVEE_SOCKET")
-	}
-	return nil
+	return a.checkRemote()
 }
 
 // client returns one that asks the daemon at the socket that the flags name.
 func (a *app) client() *client.Client {
-	return client.New(client.Config{Socket: a.socketPath(), Agent: "levee/" + release()})
+	return client.New(a.clientConfig())
 }
 
 // patientClient is one for calls that the daemon works on for a while.
 func (a *app) patientClient(more time.Duration) *client.Client {
-	return client.New(client.Config{Socket: a.socketPath(), Agent: "levee/" + release(), Timeout: 30*time.Second + more})
+	c := a.clientConfig()
+	c.Timeout = 30*time.Second + more
+	return client.New(c)
 }
 
 func (a *app) socketPath() string {
