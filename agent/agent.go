@@ -17,6 +17,7 @@ import (
 
 	"github.com/levee-xdp/levee/agent/api"
 	"github.com/levee-xdp/levee/agent/config"
+	"github.com/levee-xdp/levee/agent/events"
 	"github.com/levee-xdp/levee/agent/metrics"
 	"github.com/levee-xdp/levee/agent/protect"
 	"github.com/levee-xdp/levee/agent/reconcile"
@@ -71,7 +72,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		&simple{name: "reconcile", run: e.reconciler.Run},
 		&simple{name: "protect", run: e.finder.Run},
 		&simple{name: "interfaces", run: e.shield.Watch},
-		&simple{name: "events", run: func(ctx context.Context) error { return e.tables.Events.Run(ctx, e.recent.add) }},
+		&simple{name: "events", run: func(ctx context.Context) error { return e.tables.Events.Run(ctx, e.sampled) }},
 		&simple{name: "signals", run: func(ctx context.Context) error { return e.signals(ctx, o.Reload) }},
 		&simple{name: "watchdog", run: watchdog},
 		&simple{name: "tokens", run: e.noteUse},
@@ -165,7 +166,7 @@ func (s *simple) Ready() <-chan struct{} {
 
 func (e *engine) apiServer() *api.Server {
 	c := e.config.Load().API
-	served := api.Config{Socket: c.Socket, Group: c.Group, Version: e.version, Backend: audited{e}, Audit: e.audit, Observe: e.record.Request, Log: e.log}
+	served := api.Config{Socket: c.Socket, Group: c.Group, Version: e.version, Backend: telling{audited{e}}, Audit: e.audit, Observe: e.record.Request, Log: e.log}
 	if t := c.TCP; t.Listen != "" {
 		served.TCP = &api.TCP{Listen: t.Listen, Certificate: t.Certificate, Key: t.Key, ClientCA: t.ClientCA, Clients: clients(t.Clients),
 			Hosts: t.Hosts, Connections: int(t.Connections), PerAddress: int(t.EachAddress),
@@ -184,7 +185,7 @@ func start(ctx context.Context, o *Options) (_ *engine, _ *metrics.Server, err e
 		}
 	}
 	e := &engine{version: o.Version, started: time.Now().UTC(), level: &slog.LevelVar{}, log: o.Log, clock: o.Clock,
-		load: o.Load, record: metrics.NewRecord(), troubles: map[string]string{}}
+		load: o.Load, record: metrics.NewRecord(), events: events.New(), troubles: map[string]string{}}
 	if e.clock == nil {
 		e.clock = state.SystemClock{}
 	}
@@ -276,7 +277,7 @@ func (e *engine) open(ctx context.Context, kernel Kernel, c *config.Config) (err
 		return err
 	}
 	e.reconciler = reconcile.New(reconcile.Config{State: store, Bans: e.tables.Bans, Allows: e.tables.Allows, Limits: e.tables.Limits,
-		Clock: e.clock, Log: e.log, Expired: e.record.Expired})
+		Clock: e.clock, Log: e.log, Expired: e.expired})
 	before := store.Interfaces()
 	if err := store.Configure(c.Configured()); err != nil {
 		return fmt.Errorf("the configuration: %w", err)

@@ -186,7 +186,7 @@ func (b *bulk) commit() error {
 	if err != nil {
 		return err
 	}
-	b.record.Bans(b.proposals, out)
+	b.decided(b.proposals, out)
 	b.audited(out)
 	for i := range out {
 		if out[i].Status == state.StatusRefused {

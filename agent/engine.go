@@ -12,6 +12,7 @@ import (
 
 	"github.com/levee-xdp/levee/agent/audit"
 	"github.com/levee-xdp/levee/agent/config"
+	"github.com/levee-xdp/levee/agent/events"
 	"github.com/levee-xdp/levee/agent/metrics"
 	"github.com/levee-xdp/levee/agent/protect"
 	"github.com/levee-xdp/levee/agent/reconcile"
@@ -40,6 +41,7 @@ type engine struct {
 	record     *metrics.Record
 	audit      *audit.Log
 	recent     recent
+	events     *events.Hub
 	ready      atomic.Bool
 
 	bulk     sync.Mutex // held by a bulk that is done whole
@@ -120,7 +122,7 @@ func (e *engine) Unban(by state.Actor, r state.UnbanRequest) (state.BanResponse,
 			results[i] = state.BanResult{Prefix: text, Status: state.StatusRefused, Error: state.AsError(err, state.CodeInvalid)}
 			continue
 		}
-		proposals = append(proposals, state.Proposal{Prefix: prefix, Origin: origin, Remove: true, All: r.All, Bounds: by.Bounds})
+		proposals = append(proposals, state.Proposal{Prefix: prefix, Origin: origin, Actor: by.String(), Remove: true, All: r.All, Bounds: by.Bounds})
 		places = append(places, i)
 	}
 	return e.propose(proposals, places, results)
@@ -135,7 +137,7 @@ func (e *engine) unbanOrigin(by state.Actor, origin state.Origin, all bool) (sta
 	proposals := make([]state.Proposal, len(prefixes))
 	places := make([]int, len(prefixes))
 	for i, p := range prefixes {
-		proposals[i], places[i] = state.Proposal{Prefix: p, Origin: origin, Remove: true, Bounds: by.Bounds}, i
+		proposals[i], places[i] = state.Proposal{Prefix: p, Origin: origin, Actor: by.String(), Remove: true, Bounds: by.Bounds}, i
 	}
 	return e.propose(proposals, places, make([]state.BanResult, len(prefixes)))
 }
@@ -155,7 +157,7 @@ func (e *engine) propose(proposals []state.Proposal, places []int, results []sta
 	for i := range outcomes {
 		results[places[i]] = resultOf(&outcomes[i])
 	}
-	e.record.Bans(proposals, outcomes)
+	e.decided(proposals, outcomes)
 	for i := range results {
 		if results[i].Status == state.StatusRefused {
 			r.Refused++

@@ -46,6 +46,8 @@ type Backend interface {
 	SetPanic(by state.Actor, on bool) error
 	Reload(by state.Actor) error
 
+	Events(by state.Actor, f state.EventFilter) (EventReader, error)
+
 	Health() state.Health
 
 	Authenticate(token string, from netip.Addr) (state.Actor, error)
@@ -88,6 +90,7 @@ func Handler(c Config) http.Handler {
 	b.limits(api)
 	b.interfaces(api)
 	b.views(api)
+	b.events(api)
 	b.switches(api)
 	b.tokens(api)
 	mux.HandleFunc("GET /healthz", b.healthz)

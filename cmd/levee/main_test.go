@@ -32,6 +32,8 @@ var noon = time.Date(2026, 3, 4, 12, 0, 0, 0, time.UTC)
 type fake struct {
 	socket string
 
+	stream http.Handler // of events; nil: there is none
+
 	mu      sync.Mutex
 	answers map[string]any // by method and path
 	asked   []string
@@ -71,6 +73,10 @@ func (f *fake) on(what string, answer any) *fake {
 }
 
 func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if f.stream != nil {
+		f.stream.ServeHTTP(w, r)
+		return
+	}
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
 		panic(err)

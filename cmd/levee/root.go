@@ -89,7 +89,7 @@ safety, 5 partly done, 6 not found (levee check: not banned).`,
 			root.AddCommand(c)
 		}
 	}
-	add("show", a.statusCommand(), a.topCommand(), a.checkCommand(), a.bansCommand(), a.auditCommand())
+	add("show", a.statusCommand(), a.topCommand(), a.watchCommand(), a.checkCommand(), a.bansCommand(), a.auditCommand())
 	add("act", a.banCommand(), a.unbanCommand(), a.allowCommand(), a.limitCommand())
 	add("shield", a.runCommand(), a.attachCommand(), a.detachCommand(), a.panicCommand(), a.configCommand(), a.tokenCommand())
 	root.AddCommand(a.versionCommand())
