@@ -98,39 +98,55 @@ func (b *ban6) tidy(at int) bool {
 
 // fitFilters clears every bit of the filters that leads to no prefix.
 func (b *ban6) fitFilters() (repaired int) {
-	fit := func(word *uint64, used func(bit int) bool) {
-		old := *word
-		now := old
-		for set := old; set != 0; set &= set - 1 {
-			if bit := bits.TrailingZeros64(set); !used(bit) {
-				now &^= 1 << bit
-			}
-		}
-		if now != old {
-			atomic.StoreUint64(word, now)
+	fit := func(word *uint64, fit uint64) {
+		if *word != fit {
+			atomic.StoreUint64(word, fit)
 			repaired++
 		}
 	}
 	for i := range b.filter {
-		cell := uint32(i) << 8
-		fit(&b.filter[i].Low, func(bit int) bool {
-			if bit == 0 {
-				bit = 128
-			}
-			return bit >= 32 && b.refs[cell|uint32(bit)] > 0
-		})
-		fit(&b.filter[i].High, func(bit int) bool { return b.refs[cell|uint32(64+bit)] > 0 })
+		fit(&b.filter[i].Low, b.fitLow(i))
+		fit(&b.filter[i].High, b.fitHigh(i))
 	}
 	for i := range b.wide {
-		fit(&b.wide[i], func(bit int) bool {
-			if bit > 16 {
-				return bit < 32 && b.refs[1<<31|uint32(i)<<8|uint32(bit)] > 0
-			}
-			_, there := b.locate(mask6(uint64(i)<<48, 0, bit), -1)
-			return bit > 0 && there
-		})
+		fit(&b.wide[i], b.fitWide(i))
 	}
 	return repaired
+}
+
+// fitLow, fitHigh and fitWide return what a word of the filters should be, of which at least all is
+// there that should.
+func (b *ban6) fitLow(i int) uint64 {
+	return used(b.filter[i].Low, func(bit int) bool {
+		if bit == 0 {
+			bit = 128
+		}
+		return bit >= 32 && b.refs[uint32(i)<<8|uint32(bit)] > 0
+	})
+}
+
+func (b *ban6) fitHigh(i int) uint64 {
+	return used(b.filter[i].High, func(bit int) bool { return b.refs[uint32(i)<<8|uint32(64+bit)] > 0 })
+}
+
+func (b *ban6) fitWide(i int) uint64 {
+	return used(b.wide[i], func(bit int) bool {
+		if bit > 16 {
+			return bit < 32 && b.refs[1<<31|uint32(i)<<8|uint32(bit)] > 0
+		}
+		_, there := b.locate(mask6(uint64(i)<<48, 0, bit), -1)
+		return bit > 0 && there
+	})
+}
+
+// used returns the bits of a word that are used.
+func used(word uint64, isUsed func(bit int) bool) uint64 {
+	for set := word; set != 0; set &= set - 1 {
+		if bit := bits.TrailingZeros64(set); !isUsed(bit) {
+			word &^= 1 << bit
+		}
+	}
+	return word
 }
 
 // mark begins a round of Sync: from here on every prefix that is put is marked as wanted.

@@ -244,8 +244,22 @@ func (b *Bans) PutAll(bans iter.Seq[Ban]) (Changes, error) {
 func (b *Bans) Sync(wanted iter.Seq[Ban]) (Changes, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	repaired := b.v4.survey() + b.v6.survey()
+	changes, err := b.sync(wanted)
+	changes.Repaired += repaired
+	return changes, err
+}
+
+// Fill is Sync right after Open, which has read the whole table and put right what does not belong
+// there: it does not do so again.
+func (b *Bans) Fill(wanted iter.Seq[Ban]) (Changes, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.sync(wanted)
+}
+
+func (b *Bans) sync(wanted iter.Seq[Ban]) (Changes, error) {
 	l := bulk{bans: b}
-	l.changes.Repaired = b.v4.survey() + b.v6.survey()
 	b.v4.mark()
 	b.v6.mark()
 	l.load(wanted)

@@ -220,3 +220,37 @@ func collect(bans iter.Seq[Ban]) (list []Ban) {
 	}
 	return list
 }
+
+// BenchmarkCompareMillion compares a table that holds a million bans with the same million, and says
+// how long the longest part took: that is what a change may wait.
+func BenchmarkCompareMillion(b *testing.B) {
+	k := load(b, defaults())
+	bans := collect(million(1e6))
+	if _, err := k.Bans.PutAll(values(bans)); err != nil {
+		b.Fatal(err)
+	}
+	want := make(map[netip.Prefix]Ban, len(bans))
+	for _, ban := range bans {
+		want[ban.Prefix] = ban
+	}
+	longest := time.Duration(0)
+	for b.Loop() {
+		for at := 0; at >= 0; {
+			var n int
+			began := time.Now()
+			at, n = k.Bans.Compare(at, func(p netip.Prefix) (Ban, bool) { ban, ok := want[p]; return ban, ok })
+			longest = max(longest, time.Since(began))
+			if n > 0 {
+				b.Fatal(n)
+			}
+		}
+		for part := range slices.Chunk(bans, 1024) {
+			began := time.Now()
+			if n := k.Bans.Lacks(part); n > 0 {
+				b.Fatal(n)
+			}
+			longest = max(longest, time.Since(began))
+		}
+	}
+	b.ReportMetric(float64(longest.Microseconds())/1e3, "longest-ms")
+}
