@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 
@@ -258,8 +259,22 @@ func (e *engine) open(ctx context.Context, kernel Kernel, c *config.Config) (err
 	if err := os.MkdirAll(filepath.Dir(c.Lock), 0o755); err != nil { //nolint:gosec // others may look, not write
 		return fmt.Errorf("the lock's directory: %w", err)
 	}
-	if e.shield, err = kernel.Open(ctx, c, e.log); err != nil {
+	// Both take a while where there are many bans, and neither needs the other.
+	var (
+		lost     *state.Lost
+		errState error
+		reading  sync.WaitGroup
+	)
+	reading.Go(func() {
+		e.state, lost, errState = state.OpenOrSetAside(state.Config{Path: c.State.Path, Clock: e.clock, Log: e.log})
+	})
+	e.shield, err = kernel.Open(ctx, c, e.log)
+	reading.Wait()
+	if err != nil {
 		return fmt.Errorf("open the shield: %w", err)
+	}
+	if errState != nil {
+		return fmt.Errorf("open the state: %w", errState)
 	}
 	e.tables = e.shield.Tables()
 	adopted, why := e.shield.Adopted()
@@ -268,18 +283,13 @@ func (e *engine) open(ctx context.Context, kernel Kernel, c *config.Config) (err
 	} else {
 		e.log.Info("made a new shield", "root", c.BPFFS, "why", why)
 	}
-	store, lost, err := state.OpenOrSetAside(state.Config{Path: c.State.Path, Clock: e.clock, Log: e.log})
-	if err != nil {
-		return fmt.Errorf("open the state: %w", err)
-	}
-	e.state = store
 	if err := e.openAudit(c); err != nil {
 		return err
 	}
-	e.reconciler = reconcile.New(reconcile.Config{State: store, Bans: e.tables.Bans, Allows: e.tables.Allows, Limits: e.tables.Limits,
+	e.reconciler = reconcile.New(reconcile.Config{State: e.state, Bans: e.tables.Bans, Allows: e.tables.Allows, Limits: e.tables.Limits, Control: e.tables.Control,
 		Clock: e.clock, Log: e.log, Expired: e.expired})
-	before := store.Interfaces()
-	if err := store.Configure(c.Configured()); err != nil {
+	before := e.state.Interfaces()
+	if err := e.state.Configure(c.Configured()); err != nil {
 		return fmt.Errorf("the configuration: %w", err)
 	}
 	e.protectFirst(c)

@@ -364,7 +364,7 @@ func TestInterfaceDropped(t *testing.T) {
 func TestReload(t *testing.T) {
 	d := newDaemon(t, newFakeKernel(), "interfaces: [eth0]\nlimits: {default: {packets: 20k/s}}\nallow: [192.0.2.1]\n")
 	before := func() string {
-		return fmt.Sprint(d.kernel.limits, len(d.kernel.allows), len(d.kernel.attachments), d.kernel.monitor)
+		return fmt.Sprint(d.kernel.limits, len(d.kernel.allows), len(d.kernel.attachments), d.kernel.switches.Monitor)
 	}
 	was := before()
 	for _, tt := range []struct{ text, want string }{
@@ -394,7 +394,7 @@ func TestReload(t *testing.T) {
 			t.Fatal(d.log)
 		}
 	}
-	if d.kernel.limits[0].Thresholds[0].PerSecond != 5000 || d.kernel.allowed() != "" || !d.kernel.monitor ||
+	if d.kernel.limits[0].Thresholds[0].PerSecond != 5000 || d.kernel.allowed() != "" || !d.kernel.switches.Monitor ||
 		len(d.kernel.attachments) != 1 || d.kernel.attachments[0].Name != "eth1" {
 		t.Errorf("%s", before())
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/levee-xdp/levee/agent/state"
 	"github.com/levee-xdp/levee/bpf"
 	"github.com/levee-xdp/levee/loader"
+	"github.com/levee-xdp/levee/maps"
 )
 
 // engine does what the API is asked for: it takes a wish to the state, and when that is on disk to
@@ -271,7 +272,7 @@ func (e *engine) proposeAllows(prefixes []string, proposals []state.AllowProposa
 	e.settings.Lock()
 	defer e.settings.Unlock()
 	var outcomes []state.AllowOutcome
-	err := e.reconciler.Change(func() (err error) {
+	err := e.reconciler.ChangeSettings(func() (err error) {
 		if outcomes, err = e.state.ProposeAllows(proposals); err != nil {
 			return err
 		}
@@ -305,7 +306,7 @@ func (e *engine) Allows() []state.Allow { return e.state.Allows() }
 func (e *engine) SetLimit(by state.Actor, name string, spec state.LimitSpec) (state.LimitView, error) {
 	e.settings.Lock()
 	defer e.settings.Unlock()
-	err := e.reconciler.Change(func() error {
+	err := e.reconciler.ChangeSettings(func() error {
 		_, before, err := e.state.SetLimit(name, spec, by.String())
 		if err != nil {
 			return err
@@ -331,7 +332,7 @@ func (e *engine) SetLimit(by state.Actor, name string, spec state.LimitSpec) (st
 func (e *engine) RemoveLimit(_ state.Actor, name string) error {
 	e.settings.Lock()
 	defer e.settings.Unlock()
-	return e.reconciler.Change(func() error {
+	return e.reconciler.ChangeSettings(func() error {
 		if err := e.state.RemoveLimit(name); err != nil {
 			return err
 		}
@@ -469,7 +470,7 @@ func (e *engine) Reload(_ state.Actor) error {
 
 // configure brings everything from one configuration to another.
 func (e *engine) configure(from, to *config.Config) error {
-	err := e.reconciler.Change(func() error {
+	err := e.reconciler.ChangeSettings(func() error {
 		if err := e.state.Configure(to.Configured()); err != nil {
 			return err
 		}
@@ -521,15 +522,8 @@ func (e *engine) attachConfigured(i state.Interface) error {
 // control sets the run-time switches as a configuration has them; panic is nobody's but the operator's.
 func (e *engine) control(c *config.Config) error {
 	e.level.Set(levelOf(c.Log.Level))
-	e.tables.Control.SetMonitor(c.Mode == state.Monitor)
-	e.tables.Control.SetEventBudget(uint32(min(c.Events.Budget, 1<<31)))
-	if err := e.tables.Control.SetControlCap(c.ControlCap.Rate.PerSecond(), c.ControlCap.BurstUnits()); err != nil {
-		return fmt.Errorf("control_cap: %w", err)
-	}
-	if err := e.tables.Control.SetSourceIdle(time.Duration(c.SourceIdle)); err != nil {
-		return fmt.Errorf("source_idle: %w", err)
-	}
-	return nil
+	return e.reconciler.SetControl(maps.Switches{Monitor: c.Mode == state.Monitor, EventBudget: uint32(min(c.Events.Budget, 1<<31)),
+		ControlCap: c.ControlCap.Rate.PerSecond(), ControlCapBurst: c.ControlCap.BurstUnits(), SourceIdle: time.Duration(c.SourceIdle)})
 }
 
 // keep makes claims of bans that stand in the kernel and not in the state, so that a state which

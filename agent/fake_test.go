@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/levee-xdp/levee/agent/config"
 	"github.com/levee-xdp/levee/agent/protect"
@@ -34,7 +33,7 @@ type fakeKernel struct {
 	limitCounts []kernel.LimitCount
 	sources     []kernel.Source
 	panic       bool
-	monitor     bool
+	switches    kernel.Switches
 	pinned      bool
 	held        bool
 	findings    []loader.Finding
@@ -218,6 +217,28 @@ func (b fakeBans) Sync(wanted iter.Seq[kernel.Ban]) (kernel.Changes, error) {
 	return c, nil
 }
 
+func (b fakeBans) Fill(wanted iter.Seq[kernel.Ban]) (kernel.Changes, error) { return b.Sync(wanted) }
+
+func (b fakeBans) Compare(_ int, wanted func(netip.Prefix) (kernel.Ban, bool)) (next, differing int) {
+	for ban := range b.All() {
+		if w, ok := wanted(ban.Prefix); !ok || w != ban {
+			differing++
+		}
+	}
+	return -1, differing
+}
+
+func (b fakeBans) Lacks(bans []kernel.Ban) (lacking int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, ban := range bans {
+		if b.bans[ban.Prefix] != ban {
+			lacking++
+		}
+	}
+	return lacking
+}
+
 func (b fakeBans) Lookup(addr netip.Addr) (kernel.Ban, bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -231,7 +252,19 @@ func (b fakeBans) Lookup(addr netip.Addr) (kernel.Ban, bool) {
 	return found, ok
 }
 
-func (b fakeBans) Len() (v4, v6 int)      { b.mu.Lock(); defer b.mu.Unlock(); return len(b.bans), 0 }
+func (b fakeBans) Len() (v4, v6 int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for p := range b.bans {
+		if p.Addr().Is4() {
+			v4++
+		} else {
+			v6++
+		}
+	}
+	return v4, v6
+}
+
 func (b fakeBans) Slots() (v4, v6 int)    { return b.Len() }
 func (b fakeBans) Capacity() (v4, v6 int) { return b.room, b.room }
 
@@ -315,14 +348,15 @@ type fakeControl struct{ *fakeKernel }
 
 func (c fakeControl) SetPanic(on bool) { c.mu.Lock(); defer c.mu.Unlock(); c.panic = on }
 func (c fakeControl) Panic() bool      { c.mu.Lock(); defer c.mu.Unlock(); return c.panic }
-func (c fakeControl) SetMonitor(on bool) {
+func (c fakeControl) Sync(s kernel.Switches) (changes kernel.Changes, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.monitor = on
+	if c.switches != s {
+		changes.Updated++
+	}
+	c.switches = s
+	return changes, nil
 }
-func (c fakeControl) SetEventBudget(uint32)                {}
-func (c fakeControl) SetControlCap(float64, float64) error { return nil }
-func (c fakeControl) SetSourceIdle(time.Duration) error    { return nil }
 
 type fakeInterfaces struct{ *fakeKernel }
 

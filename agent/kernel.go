@@ -7,7 +7,6 @@ import (
 	"iter"
 	"log/slog"
 	"net/netip"
-	"time"
 
 	"github.com/levee-xdp/levee/agent/config"
 	"github.com/levee-xdp/levee/agent/reconcile"
@@ -53,7 +52,6 @@ type Tables struct {
 type Bans interface {
 	reconcile.Bans
 	Lookup(netip.Addr) (maps.Ban, bool)
-	Len() (v4, v6 int)
 	Slots() (v4, v6 int)
 	Capacity() (v4, v6 int)
 	All() iter.Seq[maps.Ban]
@@ -89,12 +87,9 @@ type Events interface {
 
 // Control is the run-time switches.
 type Control interface {
+	reconcile.Control
 	SetPanic(on bool)
 	Panic() bool
-	SetMonitor(on bool)
-	SetEventBudget(events uint32)
-	SetControlCap(perSecond, burst float64) error
-	SetSourceIdle(time.Duration) error
 }
 
 // Interfaces is the slots of the counters.

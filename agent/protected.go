@@ -23,7 +23,7 @@ func (e *engine) protectFirst(c *config.Config) {
 
 // protect puts the entries that Levee makes for itself into force.
 func (e *engine) protect(entries []state.Allow) error {
-	return e.reconciler.Change(func() error {
+	return e.reconciler.ChangeSettings(func() error {
 		changed, err := e.state.Protect(entries)
 		if err != nil || !changed {
 			return err

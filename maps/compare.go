@@ -129,6 +129,7 @@ func (b *ban4) covers(c class4, key uint32) bool {
 		return b.classes[n>>4]>>(n&15*4+uint32(c))&1 != 0 && b.bits[n>>6]>>(n&63)&1 != 0
 	case class20:
 		return b.classes[n>>4]&nibble20 == nibble20 && b.bits[n>>6]>>(n&63)&0xFFFF == 0xFFFF
+	case classWide:
 	}
 	for i := range uint32(16) {
 		if b.classes[n>>4+i]&nibble20 != nibble20 {

@@ -1,6 +1,7 @@
 package maps
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"sync/atomic"
@@ -60,6 +61,42 @@ func (c *Control) SetSourceIdle(d time.Duration) error {
 // SourceIdle returns how long a source must not have been heard of before it may be replaced.
 func (c *Control) SourceIdle() time.Duration {
 	return time.Duration(min(atomic.LoadUint64(&c.c.SourceIdle), math.MaxInt64))
+}
+
+// Switches is the run-time switches but for panic, which is nobody's but an operator's.
+type Switches struct {
+	Monitor                     bool
+	EventBudget                 uint32
+	ControlCap, ControlCapBurst float64 // see SetControlCap
+	SourceIdle                  time.Duration
+}
+
+// Sync makes the switches equal to wanted ones. Returns a *RangeError, and changes nothing, if a figure
+// is out of its range.
+func (c *Control) Sync(want Switches) (Changes, error) {
+	next := bpf.Control{}
+	to := Control{&next}
+	if err := errors.Join(to.SetControlCap(want.ControlCap, want.ControlCapBurst), to.SetSourceIdle(want.SourceIdle)); err != nil {
+		return Changes{}, err
+	}
+	var changes Changes
+	count := func(same bool) {
+		if same {
+			changes.Kept++
+		} else {
+			changes.Updated++
+		}
+	}
+	count(c.Monitor() == want.Monitor)
+	c.SetMonitor(want.Monitor)
+	count(c.EventBudget() == want.EventBudget)
+	c.SetEventBudget(want.EventBudget)
+	count(atomic.LoadUint64(&c.c.ControlBurst) == next.ControlBurst &&
+		(next.ControlBurst == 0 || atomic.LoadUint64(&c.c.ControlCost) == next.ControlCost))
+	storeRate(&c.c.ControlCost, &c.c.ControlBurst, next.ControlCost, next.ControlBurst)
+	count(atomic.LoadUint64(&c.c.SourceIdle) == next.SourceIdle)
+	atomic.StoreUint64(&c.c.SourceIdle, next.SourceIdle)
+	return changes, nil
 }
 
 func flag(on bool) uint32 {

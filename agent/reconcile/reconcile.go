@@ -1,9 +1,7 @@
 package reconcile
 
 import (
-	"context"
 	"errors"
-	"fmt"
 	"iter"
 	"log/slog"
 	"net/netip"
@@ -22,7 +20,11 @@ const Interval = 30 * time.Second
 type Bans interface {
 	PutMany([]maps.Ban) []error
 	Delete(netip.Prefix) bool
+	Fill(iter.Seq[maps.Ban]) (maps.Changes, error)
 	Sync(iter.Seq[maps.Ban]) (maps.Changes, error)
+	Compare(at int, wanted func(netip.Prefix) (maps.Ban, bool)) (next, differing int)
+	Lacks([]maps.Ban) int
+	Len() (v4, v6 int)
 }
 
 // Allows is the kernel's allow list, as maps.Allows has it.
@@ -35,10 +37,18 @@ type Limits interface {
 	Sync(map[uint8]maps.Limit) (maps.Changes, error)
 }
 
+// Control is the kernel's switches, as maps.Control has them.
+type Control interface {
+	Sync(maps.Switches) (maps.Changes, error)
+}
+
 // Desired is what is to be, as state.Store has it.
 type Desired interface {
+	Effective(netip.Prefix) (state.Ban, bool)
 	EffectiveOf(prefixes []netip.Prefix, bans []state.Ban, places []int, none []netip.Prefix) ([]state.Ban, []int, []netip.Prefix)
 	Bans() iter.Seq[state.Ban]
+	BansFrom(place uint32, bans []state.Ban) (some []state.Ban, next uint32)
+	Prefixes() (ipv4, ipv6 int)
 	EffectiveAllows() []state.Allow
 	Limits() []state.Limit
 	Sweep(most int) (ended []state.Expired, next uint64)
@@ -52,6 +62,7 @@ type Config struct {
 	Bans     Bans
 	Allows   Allows
 	Limits   Limits
+	Control  Control
 	Clock    state.Clock
 	Log      *slog.Logger
 	Expired  func([]state.Expired) // told of claims that have ended; may be nil
@@ -61,10 +72,27 @@ type Config struct {
 // Reconciler writes the tables. It is safe for concurrent use.
 type Reconciler struct {
 	Config
+	bans     side
+	settings side           // allows, limits and switches
+	switches *maps.Switches // as they are to be; nil until somebody said so
+	wake     chan struct{}
+	last     atomic.Pointer[state.Reconciled]
+}
+
+// side is one half of the tables: what changes often and must not wait, and the rest.
+type side struct {
 	flight sync.RWMutex // read: a change is on its way from the state to the kernel
 	mu     sync.Mutex   // held while the tables are written
-	wake   chan struct{}
-	last   atomic.Pointer[state.Reconciled]
+}
+
+// still waits until no change is on its way, and holds up those that come, until its result is called.
+func (s *side) still() (free func()) {
+	s.flight.Lock()
+	s.mu.Lock()
+	return func() {
+		s.mu.Unlock()
+		s.flight.Unlock()
+	}
 }
 
 // New returns a Reconciler. Nothing is written yet.
@@ -92,19 +120,26 @@ func (r *Reconciler) String() string { return "reconcile" }
 // Last returns what the last comparison of the whole found.
 func (r *Reconciler) Last() state.Reconciled { return *r.last.Load() }
 
-// Change runs a change of the state and what applies it to the kernel as one: a comparison of the
-// whole never falls between the two, and so finds no difference that is none.
+// Change runs a change of claims in the state and what applies it to the kernel as one: a comparison
+// of the whole never falls between the two, and so finds no difference that is none.
 func (r *Reconciler) Change(f func() error) error {
-	r.flight.RLock()
-	defer r.flight.RUnlock()
+	r.bans.flight.RLock()
+	defer r.bans.flight.RUnlock()
+	return f()
+}
+
+// ChangeSettings is Change for allow entries, limits and switches.
+func (r *Reconciler) ChangeSettings(f func() error) error {
+	r.settings.flight.RLock()
+	defer r.settings.flight.RUnlock()
 	return f()
 }
 
 // Apply brings the bans of prefixes up to date. The errors stand at their prefixes' places; nil if
 // all went well. It reads what is in force when its turn comes, so calls may come in any order.
 func (r *Reconciler) Apply(prefixes []netip.Prefix) []*state.Error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.bans.mu.Lock()
+	defer r.bans.mu.Unlock()
 	defer r.nudge()
 	return r.apply(prefixes)
 }
@@ -176,8 +211,8 @@ func kernelBan(b state.Ban) maps.Ban {
 
 // SyncAllows brings the allow list up to date.
 func (r *Reconciler) SyncAllows() error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.settings.mu.Lock()
+	defer r.settings.mu.Unlock()
 	defer r.nudge()
 	if _, err := r.syncAllows(); err != nil {
 		return kernelError(err, "allow", "")
@@ -198,8 +233,8 @@ func (r *Reconciler) syncAllows() (maps.Changes, error) {
 
 // SyncLimits brings the limits up to date.
 func (r *Reconciler) SyncLimits() error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.settings.mu.Lock()
+	defer r.settings.mu.Unlock()
 	if _, err := r.syncLimits(); err != nil {
 		return kernelError(err, "limits", "")
 	}
@@ -212,6 +247,17 @@ func (r *Reconciler) syncLimits() (maps.Changes, error) {
 		wanted[l.Number] = kernelLimit(&l)
 	}
 	return r.Limits.Sync(wanted)
+}
+
+// SetControl sets the switches, and has them stay so.
+func (r *Reconciler) SetControl(s maps.Switches) error {
+	r.settings.mu.Lock()
+	defer r.settings.mu.Unlock()
+	if _, err := r.Control.Sync(s); err != nil {
+		return kernelError(err, "switches", "")
+	}
+	r.switches = &s
+	return nil
 }
 
 func kernelLimit(l *state.Limit) maps.Limit {
@@ -238,141 +284,4 @@ func kernelLimit(l *state.Limit) maps.Limit {
 
 func kernelRate(t state.Threshold) maps.Rate {
 	return maps.Rate{PerSecond: t.Rate.PerSecond(), Burst: t.BurstUnits()}
-}
-
-// Sync compares all of the state with all of the kernel, and puts right what differs.
-func (r *Reconciler) Sync() (state.Reconciled, error) {
-	r.flight.Lock()
-	defer r.flight.Unlock()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	start := time.Now()
-	r.sweep()
-	r.State.SweepAllows()
-	limits, errLimits := r.syncLimits()
-	allows, errAllows := r.syncAllows()
-	bans, errBans := r.Bans.Sync(func(yield func(maps.Ban) bool) {
-		for b := range r.State.Bans() {
-			if !yield(kernelBan(b)) {
-				return
-			}
-		}
-	})
-	err := errors.Join(wrap("limits", errLimits), wrap("allows", errAllows), wrap("bans", errBans))
-	done := state.Reconciled{Time: r.Clock.Now().UTC(), Took: state.Duration(time.Since(start)),
-		Drift: limits.Drift() + allows.Drift() + bans.Drift()}
-	if err != nil {
-		done.Error = err.Error()
-	}
-	r.last.Store(&done)
-	return done, err
-}
-
-func wrap(what string, err error) error {
-	if err != nil {
-		return fmt.Errorf("%s: %w", what, err)
-	}
-	return nil
-}
-
-// Fill is the first Sync after a start. What it writes is no drift: nothing kept it in the kernel
-// until now.
-func (r *Reconciler) Fill() (state.Reconciled, error) {
-	done, err := r.Sync()
-	agreed := done
-	agreed.Drift = 0
-	r.last.Store(&agreed)
-	return done, err
-}
-
-// sweep forgets what has ended, and returns when the next claim ends.
-func (r *Reconciler) sweep() (next uint64) {
-	const part = 10_000
-	for {
-		ended, next := r.State.Sweep(part)
-		if len(ended) == 0 {
-			return next
-		}
-		prefixes := make([]netip.Prefix, len(ended))
-		for i, e := range ended {
-			prefixes[i] = e.Prefix
-		}
-		r.apply(prefixes) // it only takes away, or puts what was there
-		r.Expired(ended)
-		if len(ended) < part {
-			return next
-		}
-	}
-}
-
-// sweepAllows forgets allow entries that have ended, and returns when the next one ends. The kernel
-// has ended them on time; one that is still there hides a wider one.
-func (r *Reconciler) sweepAllows() (next uint64) {
-	ended, next := r.State.SweepAllows()
-	if !ended {
-		return next
-	}
-	if _, err := r.syncAllows(); err != nil {
-		r.Log.Error("write the allow list", "error", err)
-	}
-	return next
-}
-
-// Run sweeps claims that have ended, and compares all in its interval, until the context ends.
-func (r *Reconciler) Run(ctx context.Context) error {
-	// Claims that end close to each other are swept together; the kernel has ended them on time.
-	const together = 50 * time.Millisecond
-	whole := time.NewTicker(r.Interval)
-	defer whole.Stop()
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-r.wake:
-		case <-timer.C:
-		case <-whole.C:
-			r.whole()
-		}
-		r.mu.Lock()
-		next := min(r.sweep(), r.sweepAllows())
-		r.mu.Unlock()
-		wait := r.Interval
-		if now := r.Clock.Monotonic(); next != state.Forever {
-			wait = min(wait, time.Duration(max(int64(next)-int64(now), 0))+together)
-		}
-		timer.Reset(wait)
-		if sleep(ctx, together) != nil {
-			return nil
-		}
-	}
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		return nil
-	}
-}
-
-func (r *Reconciler) whole() {
-	if r.State.Tick() {
-		r.Log.Info("bans from before the last boot follow the wall clock")
-		if _, err := r.Sync(); err != nil {
-			r.Log.Error("write the tables", "error", err)
-		}
-		return
-	}
-	done, err := r.Sync()
-	switch {
-	case err != nil:
-		r.Log.Error("compare state and kernel", "error", err)
-	case done.Drift > 0:
-		r.Log.Warn("the kernel's tables differed from the state and were put right: something else writes them", "entries", done.Drift)
-	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	stdmaps "maps"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -28,6 +29,8 @@ type kernel struct {
 	allows map[netip.Prefix]maps.Allow
 	limits map[uint8]maps.Limit
 	room   int
+
+	switches maps.Switches
 }
 
 func (k *kernel) PutMany(bans []maps.Ban) (failed []error) {
@@ -50,6 +53,44 @@ func (k *kernel) Put(b maps.Ban) error {
 	}
 	k.bans[b.Prefix] = b
 	return nil
+}
+
+func (k *kernel) Fill(wanted iter.Seq[maps.Ban]) (maps.Changes, error) { return k.Sync(wanted) }
+
+func (k *kernel) Compare(_ int, wanted func(netip.Prefix) (maps.Ban, bool)) (next, differing int) {
+	k.mu.Lock()
+	bans := slices.Collect(stdmaps.Values(k.bans))
+	k.mu.Unlock()
+	for _, b := range bans {
+		if w, ok := wanted(b.Prefix); !ok || w != b {
+			differing++
+		}
+	}
+	return -1, differing
+}
+
+func (k *kernel) Lacks(bans []maps.Ban) (lacking int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, b := range bans {
+		if k.bans[b.Prefix] != b {
+			lacking++
+		}
+	}
+	return lacking
+}
+
+func (k *kernel) Len() (v4, v6 int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for p := range k.bans {
+		if p.Addr().Is4() {
+			v4++
+		} else {
+			v6++
+		}
+	}
+	return v4, v6
 }
 
 func (k *kernel) Delete(p netip.Prefix) bool {
@@ -104,6 +145,16 @@ func (l limits) Sync(wanted map[uint8]maps.Limit) (c maps.Changes, err error) {
 	return c, nil
 }
 
+type control struct{ *kernel }
+
+func (c control) Sync(s maps.Switches) (changes maps.Changes, err error) {
+	if c.switches != s {
+		changes.Updated++
+	}
+	c.switches = s
+	return changes, nil
+}
+
 func (k *kernel) show() string {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -123,7 +174,7 @@ func setup(t *testing.T) (*state.Store, *kernel, *Reconciler) {
 	}
 	t.Cleanup(func() { s.Close() })
 	k := &kernel{bans: map[netip.Prefix]maps.Ban{}, room: 100}
-	return s, k, New(Config{State: s, Bans: k, Allows: allows{k}, Limits: limits{k}, Interval: 20 * time.Millisecond})
+	return s, k, New(Config{State: s, Bans: k, Allows: allows{k}, Limits: limits{k}, Control: control{k}, Interval: 20 * time.Millisecond})
 }
 
 func ban(t *testing.T, s *state.Store, r *Reconciler, p string, d time.Duration) {

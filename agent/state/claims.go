@@ -323,8 +323,11 @@ func (c *claims) reschedule() {
 	c.due = c.due[:0]
 	for slot, r := range c.all(1, c.used) {
 		if r.expires != Forever {
-			c.due.push(due{r.expires, slot})
+			c.due = append(c.due, due{r.expires, slot})
 		}
+	}
+	for i := len(c.due)/2 - 1; i >= 0; i-- {
+		c.due.down(i)
 	}
 }
 
@@ -358,19 +361,23 @@ func (h *dueHeap) pop() {
 	s := *h
 	n := len(s) - 1
 	s[0] = s[n]
-	s = s[:n]
-	for i := 0; ; {
+	*h = s[:n]
+	h.down(0)
+}
+
+// down moves what stands at i to where it belongs below.
+func (h *dueHeap) down(i int) {
+	for s := *h; ; {
 		least := i
 		for _, child := range [2]int{2*i + 1, 2*i + 2} {
-			if child < n && s[child].at < s[least].at {
+			if child < len(s) && s[child].at < s[least].at {
 				least = child
 			}
 		}
 		if least == i {
-			break
+			return
 		}
 		s[least], s[i] = s[i], s[least]
 		i = least
 	}
-	*h = s
 }

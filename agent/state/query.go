@@ -74,29 +74,34 @@ func (s *Store) effective(slot uint32) (Ban, bool) {
 func (s *Store) Bans() iter.Seq[Ban] {
 	return func(yield func(Ban) bool) {
 		var part []Ban
-		for from := uint32(1); ; from += chunk {
-			s.mu.RLock()
-			used := s.used
-			part = part[:0]
-			for slot, r := range s.all(from, from+chunk) {
-				if !r.head() {
-					continue
-				}
-				if ban, ok := s.effective(slot); ok {
-					part = append(part, ban)
-				}
-			}
-			s.mu.RUnlock()
+		for place := uint32(1); place != 0; {
+			part, place = s.BansFrom(place, part[:0])
 			for _, b := range part {
 				if !yield(b) {
 					return
 				}
 			}
-			if from+chunk >= used {
-				return
+		}
+	}
+}
+
+// BansFrom appends some of what the kernel is to enforce, from a place on, and returns the next place,
+// or 0 after the last. The first place is 1. It is Bans for who wants to rest in between.
+func (s *Store) BansFrom(place uint32, bans []Ban) (some []Ban, next uint32) {
+	const step = 1024
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for slot, r := range s.all(place, place+step) {
+		if r.head() {
+			if ban, ok := s.effective(slot); ok {
+				bans = append(bans, ban)
 			}
 		}
 	}
+	if place+step >= s.used {
+		return bans, 0
+	}
+	return bans, place + step
 }
 
 // All iterates over the claims of an origin, or with an empty one over all, in no order. It lets
