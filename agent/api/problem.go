@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -166,6 +167,8 @@ func checkJSON(data []byte) error {
 		}
 		if n := len(stack); n > 0 && stack[n-1].name {
 			if name, ok := t.(string); ok {
+				// The decoder takes names in any case, so that is how they must differ.
+				name = strings.ToLower(strings.ToUpper(name))
 				if stack[n-1].names[name] {
 					return fmt.Errorf("the name %s stands twice in one object", strconv.Quote(name))
 				}

@@ -146,15 +146,17 @@ func (s *Server) listenTCP(ctx context.Context) (*door, net.Listener, error) {
 
 func (s *Server) server(ctx context.Context, h http.Handler) *http.Server {
 	return &http.Server{
-		Handler:           s.observed(h),
-		ReadHeaderTimeout: headerTimeout,
-		ReadTimeout:       readTimeout,
-		WriteTimeout:      writeTimeout,
-		IdleTimeout:       idleTimeout,
-		MaxHeaderBytes:    maxHeader,
-		ErrorLog:          slog.NewLogLogger(s.config.Log.Handler(), slog.LevelDebug),
-		ConnContext:       func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
-		BaseContext:       func(net.Listener) context.Context { return ctx },
+		Handler: s.observed(h),
+		// OPTIONS * is asked by nobody who may.
+		DisableGeneralOptionsHandler: true,
+		ReadHeaderTimeout:            headerTimeout,
+		ReadTimeout:                  readTimeout,
+		WriteTimeout:                 writeTimeout,
+		IdleTimeout:                  idleTimeout,
+		MaxHeaderBytes:               maxHeader,
+		ErrorLog:                     slog.NewLogLogger(s.config.Log.Handler(), slog.LevelDebug),
+		ConnContext:                  func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
+		BaseContext:                  func(net.Listener) context.Context { return ctx },
 	}
 }
 

@@ -48,14 +48,14 @@ func TestTokenCommands(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	for args, want := range map[string]string{
-		"token add gateway":                                     "--scope",
-		"token add":                                             "accepts 1 arg",
-		"token add gateway --scope ban --unbounded --ipv4 8":    "one of them",
-		"token add gateway --scope ban --ipv4 99":               `--ipv4 "99"`,
-		"token add gateway --scope ban --longest soon":          `--longest "soon"`,
-		"token add gateway --scope ban --origin nobody":         "nobody",
-		"token":                                                 "needs a command",
-		"status --token-file x":                                 "go with --address",
+		"token add gateway": "--scope",
+		"token add":         "accepts 1 arg",
+		"token add gateway --scope ban --unbounded --ipv4 8": "one of them",
+		"token add gateway --scope ban --ipv4 99":            `--ipv4 "99"`,
+		"token add gateway --scope ban --longest soon":       `--longest "soon"`,
+		"token add gateway --scope ban --origin nobody":      "nobody",
+		"token":                 "needs a command",
+		"status --token-file x": "go with --address",
 		"status --address https://h:1 --socket /s":              "two daemons",
 		"status --address http://h:1":                           "is not https",
 		"status --address https://127.0.0.1:1 --token-file /no": "no such file",
