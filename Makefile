@@ -7,7 +7,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help build bench demo test test-long test-unprivileged race lint fmt generate check-generate cover fuzz setup clean
+.PHONY: help build bench demo test test-long test-unprivileged test-kernels race lint fmt generate check-generate cover fuzz setup clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,10 @@ test-long: build ## likewise, with limits over 10 s, floods of 10 million and mo
 
 test-unprivileged: ## run the tests that need neither root nor BPF
 	LEVEE_UNPRIVILEGED=1 $(GO) test -timeout 10m ./...
+
+UPDATE ?=
+test-kernels: ## boot Debian's kernels in qemu and run the BPF and attach tests inside; UPDATE=1 keeps what is found
+	$(GO) run ./scripts/kernels $(if $(UPDATE),-update) $(KERNELFLAGS)
 
 race: ## the tests under the race detector; needs root and a C compiler
 	$(GO) test -race -p 1 -timeout 20m ./...

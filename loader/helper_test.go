@@ -247,6 +247,15 @@ func (l *lab) wantShield(name string, slot uint32) {
 	})
 }
 
+// wantShieldAtLeast waits until n more martians were counted than before.
+func (l *lab) wantShieldAtLeast(name string, slot uint32, n uint64) {
+	l.Helper()
+	before := l.packets(slot, bpf.ReasonMartian)
+	l.eventually(fmt.Sprintf("%d martians counted on %s", n, name), func() bool {
+		return l.packets(slot, bpf.ReasonMartian) >= before+n
+	})
+}
+
 // eventually waits for what comes by itself: softirqs, RCU, another goroutine.
 func (l *lab) eventually(what string, ok func() bool) {
 	l.Helper()

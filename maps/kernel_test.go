@@ -209,6 +209,15 @@ func long() int {
 	return 1
 }
 
+// some is how many of n random steps a test takes: all, or with -test.short an eighth, as suits machines
+// without hardware's help.
+func some(n int) int {
+	if testing.Short() {
+		return n / 8
+	}
+	return n
+}
+
 func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 
 func address(s string) netip.Addr { return netip.MustParseAddr(s) }

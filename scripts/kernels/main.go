@@ -1,0 +1,123 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "kernels:", err)
+		os.Exit(1)
+	}
+}
+
+type options struct {
+	cache    string
+	only     string
+	tests    string
+	packages string
+	accel    string
+	cpu      string
+	limit    time.Duration
+	refresh  bool
+	update   bool
+	keep     bool
+}
+
+func run(ctx context.Context) error {
+	var o options
+	flag.StringVar(&o.cache, "cache", filepath.Join(cacheDir(), "levee", "kernels"), "where kernels are kept")
+	flag.StringVar(&o.only, "only", "", "test on these alone, separated by commas: "+names()+", host")
+	flag.StringVar(&o.packages, "packages", strings.Join(packages, ","), "run the tests of these alone")
+	flag.StringVar(&o.tests, "run", "", "run the tests that match this regular expression alone")
+	flag.StringVar(&o.accel, "accel", "tcg,thread=multi", "qemu's -accel")
+	flag.StringVar(&o.cpu, "cpu", "max", "qemu's -cpu")
+	flag.DurationVar(&o.limit, "limit", 20*time.Minute, "how long each machine may take")
+	flag.BoolVar(&o.refresh, "refresh", false, "read Debian's lists again, for newer versions")
+	flag.BoolVar(&o.update, "update", false, "keep what is found in results.json, and write docs/kernels.md from it")
+	flag.BoolVar(&o.keep, "keep", false, "keep the machines' logs, and say where they are")
+	flag.Parse()
+	for _, p := range strings.Split(o.packages, ",") {
+		if !slices.Contains(packages, p) {
+			return fmt.Errorf("-packages %q: there are %s", p, strings.Join(packages, ", "))
+		}
+	}
+	if o.update && o.tests != "" {
+		return errors.New("-update keeps the results of all tests: leave -run out")
+	}
+	dir, err := os.MkdirTemp("", "levee-kernels-")
+	if err != nil {
+		return err
+	}
+	if o.keep {
+		fmt.Println("logs are kept in", dir)
+	} else {
+		defer os.RemoveAll(dir)
+	}
+	w, err := build(ctx, dir)
+	if err != nil {
+		return err
+	}
+	results, err := w.all(ctx, o)
+	if err != nil {
+		return err
+	}
+	known, err := readKept()
+	if err != nil {
+		return err
+	}
+	for _, r := range results {
+		fmt.Print(r.summary())
+	}
+	notes, err := known.compare(results)
+	for _, n := range notes {
+		fmt.Println(n)
+	}
+	if o.update {
+		if err := failures(results); err != nil {
+			return fmt.Errorf("%w\nnothing was kept", err)
+		}
+		known.keep(results)
+		return known.write()
+	}
+	return errors.Join(failures(results), err)
+}
+
+func cacheDir() string {
+	if dir, err := os.UserCacheDir(); err == nil {
+		return dir
+	}
+	return "/var/cache"
+}
+
+func names() string {
+	var list []string
+	for _, k := range kernels {
+		list = append(list, k.Name)
+	}
+	return strings.Join(list, ", ")
+}
+
+// asked says whether a kernel is to be tested on.
+func (o options) asked(name string) bool {
+	if o.only == "" {
+		return true
+	}
+	for _, n := range strings.Split(o.only, ",") {
+		if n == name {
+			return true
+		}
+	}
+	return false
+}
