@@ -82,6 +82,13 @@ func Run(ctx context.Context, o Options) (err error) {
 	if server != nil {
 		tasks = append(tasks, server)
 	}
+	n, err := e.notifier(e.config.Load())
+	if err != nil {
+		return err
+	}
+	if n != nil {
+		tasks = append(tasks, &simple{name: "notify", run: n.Run})
+	}
 	return e.run(ctx, tasks, func() {
 		if o.Ready == nil {
 			return

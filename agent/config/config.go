@@ -42,6 +42,7 @@ type Config struct {
 	Features   Features                   `json:"features"`
 	API        API                        `json:"api"`
 	Metrics    Metrics                    `json:"metrics"`
+	Notify     Notify                     `json:"notify"`
 	State      State                      `json:"state"`
 	BPFFS      string                     `json:"bpffs"` // where the program and its maps are pinned
 	Lock       string                     `json:"lock"`  // the file that keeps a second daemon out
@@ -138,6 +139,7 @@ func Default() *Config {
 		API:      API{Socket: "/run/levee/levee.sock", Group: "levee", TCP: defaultTCP()},
 		Audit:    defaultAudit(),
 		Metrics:  Metrics{Listen: "127.0.0.1:9464"},
+		Notify:   defaultNotify(),
 		State:    State{Path: "/var/lib/levee/state.db"},
 		BPFFS:    "/sys/fs/bpf/levee",
 		Lock:     "/run/levee/lock",
@@ -208,6 +210,9 @@ func (c *Config) complete() {
 	c.API.TCP.complete()
 	if c.Audit.Copy == off {
 		c.Audit.Copy = ""
+	}
+	if c.Notify.URL == off {
+		c.Notify.URL = ""
 	}
 	if c.Metrics.Listen == off {
 		c.Metrics.Listen = ""
@@ -286,6 +291,7 @@ func (c *Config) problems() []*state.Error {
 	found = append(found, c.pathProblems()...)
 	found = append(found, c.API.TCP.problems()...)
 	found = append(found, c.Audit.problems()...)
+	found = append(found, c.Notify.problems()...)
 	if err := c.Metrics.check(); err != nil {
 		report("metrics", err)
 	}
@@ -434,6 +440,7 @@ func (c *Config) NeedsRestart(next *Config) []string {
 		{"api", c.API, next.API},
 		{"audit", c.Audit, next.Audit},
 		{"metrics", c.Metrics, next.Metrics},
+		{"notify", c.Notify, next.Notify},
 		{"state", c.State, next.State},
 		{"bpffs", c.BPFFS, next.BPFFS},
 		{"lock", c.Lock, next.Lock},

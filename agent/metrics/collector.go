@@ -60,7 +60,7 @@ func NewCollector(version string, counters Counters, daemon Daemon, log *slog.Lo
 // Describe implements prometheus.Collector.
 func (c *Collector) Describe(to chan<- *prometheus.Desc) {
 	for _, m := range c.all() {
-		if m != c.banChanges && m != c.requests { // the Record's
+		if m != c.banChanges && m != c.requests && m != c.notifications { // the Record's
 			to <- m.desc
 		}
 	}

@@ -39,6 +39,7 @@ type catalogue struct {
 	panicOn, monitorMode                        *metric
 	drift, reconciled, reconcileTook, reconcile *metric
 	build, scrapeErrors, banChanges, requests   *metric
+	notifications                               *metric
 }
 
 func newCatalogue() *catalogue {
@@ -70,6 +71,7 @@ func newCatalogue() *catalogue {
 		build:         gauge("build_info", "Always 1; its labels say what runs.", "version", "goversion", "schema"),
 		scrapeErrors:  counter("scrape_errors_total", "Readings that failed. What could not be read shows what was read last.", "part"),
 		banChanges:    counter("ban_changes_total", "Claims that were added, changed, removed, refused, refused for a protected address, or that expired, since the daemon started.", "op", "origin"),
+		notifications: counter("notifications_total", "Notifications of attacks since the daemon started, by what became of them: delivered, failed after all attempts, or dropped because too many waited.", "event", "result"),
 		requests:      counter("api_requests_total", "Requests that the API answered since the daemon started, by route and status.", "route", "code"),
 	}
 }
@@ -82,7 +84,7 @@ func (c *catalogue) all() []*metric {
 		c.tracked, c.admitted, c.evicted, c.untracked, c.contended, c.aggregateFull,
 		c.entries, c.capacity, c.events, c.eventsLost,
 		c.drift, c.reconciled, c.reconcileTook, c.reconcile,
-		c.requests, c.scrapeErrors, c.build,
+		c.requests, c.notifications, c.scrapeErrors, c.build,
 	}
 }
 

@@ -145,6 +145,7 @@ func TestRecord(t *testing.T) {
 	r.Request("/v1/bans", 200)
 	r.Request("/v1/bans", 200)
 	r.Request("/v1/check/{address}", 422)
+	r.Notified("attack_start", "failed")
 	golden(t, "testdata/record.txt", text(t, r))
 }
 
@@ -168,6 +169,7 @@ func TestComplete(t *testing.T) {
 	r := NewRecord()
 	r.change(run{"added", "operator", 1})
 	r.Request("/", 200)
+	r.Notified("attack_start", "delivered")
 	shown := map[string]bool{}
 	for _, m := range regexp.MustCompile(`(?m)^# TYPE (\S+)`).FindAllStringSubmatch(text(t, newFake().collector())+text(t, r), -1) {
 		shown[m[1]] = true
@@ -190,6 +192,7 @@ func TestLint(t *testing.T) {
 	r := NewRecord()
 	r.change(run{"added", "operator", 1})
 	r.Request("/", 200)
+	r.Notified("attack_start", "delivered")
 	registry, err := NewRegistry(newFake().collector(), r)
 	if err != nil {
 		t.Fatal(err)

@@ -24,8 +24,8 @@ const (
 // Record counts what the daemon itself does. It is safe for concurrent use. Its counters begin at 0
 // with the daemon.
 type Record struct {
-	changes, requests *prometheus.CounterVec
-	origins, routes   known
+	changes, requests, notifications *prometheus.CounterVec
+	origins, routes                  known
 }
 
 // NewRecord returns a Record of nothing.
@@ -34,19 +34,21 @@ func NewRecord() *Record {
 	vec := func(m *metric) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: m.name, Help: m.help}, m.labels)
 	}
-	return &Record{changes: vec(c.banChanges), requests: vec(c.requests), origins: known{most: maxOrigins}, routes: known{most: maxRoutes}}
+	return &Record{changes: vec(c.banChanges), requests: vec(c.requests), notifications: vec(c.notifications), origins: known{most: maxOrigins}, routes: known{most: maxRoutes}}
 }
 
 // Describe implements prometheus.Collector.
 func (r *Record) Describe(to chan<- *prometheus.Desc) {
 	r.changes.Describe(to)
 	r.requests.Describe(to)
+	r.notifications.Describe(to)
 }
 
 // Collect implements prometheus.Collector.
 func (r *Record) Collect(to chan<- prometheus.Metric) {
 	r.changes.Collect(to)
 	r.requests.Collect(to)
+	r.notifications.Collect(to)
 }
 
 // Bans counts the outcomes of proposals, which stand at the same places.
@@ -138,3 +140,7 @@ func (k *known) bound(value, other string) string {
 	k.seen[value] = true
 	return value
 }
+
+// Notified counts a notification of an attack, by its event and what became of it. Both come from short
+// lists of words.
+func (r *Record) Notified(event, result string) { r.notifications.WithLabelValues(event, result).Inc() }

@@ -178,7 +178,7 @@ func (d *detector) observe(now counts, mono time.Duration, wall time.Time) (Even
 
 // quietly is observe while there is no attack.
 func (d *detector) quietly(last counts, at time.Duration, rate float64, mono time.Duration, wall time.Time) (Event, Attack) {
-	if rate < d.Thresholds.Start {
+	if rate < d.Start {
 		d.before = nil
 		return "", Attack{}
 	}

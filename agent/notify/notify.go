@@ -64,7 +64,7 @@ type Notifier struct {
 	queue  chan message
 }
 
-// New returns a Notifier. Its URL has passed CheckURL.
+// New returns a Notifier. Its URL is https, or http to this very host.
 func New(c Config) *Notifier {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

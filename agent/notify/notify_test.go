@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -176,19 +178,6 @@ func TestSlow(t *testing.T) {
 	defer s.http.CloseIdleConnections()
 	if err := s.send(t.Context(), message{Start, "x", nil}); err == nil || !strings.Contains(err.Error(), "attempt 2 of 2") {
 		t.Error(err)
-	}
-}
-
-func TestCheckURL(t *testing.T) {
-	for text, ok := range map[string]bool{
-		"https://hooks.example.net/x": true, "https://192.0.2.1:8443": true, "http://127.0.0.1:9000/x": true, "http://[::1]/": true,
-		"http://localhost:1/": true, "http://hooks.example.net/": false, "http://127.0.0.1.example.net/": false, "http://192.0.2.1/": false,
-		"": false, "hooks.example.net": false, "ftp://127.0.0.1/": false, "https://": false, "https:///path": false, "https://a:b@example.net/": false,
-		"https://example.net/#x": false, "file:///etc/passwd": false, "https://exa mple/": false,
-	} {
-		if err := CheckURL(text); (err == nil) != ok {
-			t.Errorf("%q: %v", text, err)
-		}
 	}
 }
 
@@ -464,5 +453,34 @@ func TestUnreadable(t *testing.T) {
 	defer s.mu.Unlock()
 	if len(s.results) != 0 {
 		t.Error(s.results)
+	}
+}
+
+// The documentation shows a body with every field that there is, and no other.
+func TestDocumentation(t *testing.T) {
+	page, err := os.ReadFile("../../docs/notify.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, _ := strings.Cut(string(page), "```json\n")
+	text, _, _ = strings.Cut(text, "```")
+	var b Body
+	d := json.NewDecoder(strings.NewReader(text))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&b); err != nil {
+		t.Fatal(err)
+	}
+	for _, of := range []reflect.Type{reflect.TypeFor[Body](), reflect.TypeFor[Attack](), reflect.TypeFor[Share](), reflect.TypeFor[TopSource]()} {
+		for i := range of.NumField() {
+			name, _, _ := strings.Cut(of.Field(i).Tag.Get("json"), ",")
+			if !strings.Contains(text, `"`+name+`":`) {
+				t.Errorf("it lacks %s of %s", name, of)
+			}
+		}
+	}
+	for _, word := range []string{string(Start), string(Summary), string(End), HeaderEvent, HeaderDelivery, HeaderTimestamp, HeaderSignature} {
+		if !strings.Contains(string(page), "`"+word+"`") {
+			t.Errorf("it lacks %s", word)
+		}
 	}
 }
