@@ -170,6 +170,13 @@ func addresses(name string, n byte) error {
 // in runs a function in a namespace.
 func (l *lab) in(name string, f func() error) {
 	l.Helper()
+	if err := inside(name, f); err != nil {
+		l.Fatal(err)
+	}
+}
+
+// inside runs a function in a namespace, and returns its error.
+func inside(name string, f func() error) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with its namespace
@@ -183,9 +190,7 @@ func (l *lab) in(name string, f func() error) {
 		}
 		done <- err
 	}()
-	if err := <-done; err != nil {
-		l.Fatal(err)
-	}
+	return <-done
 }
 
 func (l *lab) start() {
