@@ -91,6 +91,8 @@ func (c *Client) again(r *request, err error) (bool, time.Duration) {
 	switch e.Status {
 	case http.StatusTooManyRequests, http.StatusServiceUnavailable: // it was not taken up
 		return e.RetryAfter <= maxWait && r.path != "/readyz", e.RetryAfter
+	case http.StatusConflict: // the call before, whose answer was lost, is still under way
+		return e.Field == "Idempotency-Key", e.RetryAfter
 	case http.StatusBadGateway, http.StatusGatewayTimeout:
 		return r.repeatable(), 0
 	}

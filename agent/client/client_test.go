@@ -125,6 +125,11 @@ func TestRetry(t *testing.T) {
 		{"broken off thrice", ban, []http.HandlerFunc{hangUp, hangUp, hangUp, done}, 3, -1},
 		{"busy", ban, []http.HandlerFunc{refuse(429, "", "slower", "Retry-After", "1"), done}, 2, 0},
 		{"busy for long", ban, []http.HandlerFunc{refuse(429, "", "slower", "Retry-After", "3600"), done}, 1, 429},
+		{"still under way", ban, []http.HandlerFunc{hangUp, func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusConflict)
+			fmt.Fprint(w, `{"title":"Conflict","code":"conflict","field":"Idempotency-Key"}`)
+		}, done}, 3, 0},
+		{"a conflict", ban, []http.HandlerFunc{refuse(409, state.CodeConflict, "it contradicts something"), done}, 1, 409},
 		{"starting", status, []http.HandlerFunc{refuse(503, "", "starting"), answer("{}")}, 2, 0},
 		{"refused", ban, []http.HandlerFunc{refuse(403, state.CodeRefused, "no"), done}, 1, 403},
 		{"its own trouble", ban, []http.HandlerFunc{refuse(500, "", "oh"), done}, 1, 500},
