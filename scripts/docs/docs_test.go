@@ -195,6 +195,12 @@ func startDaemon(t *testing.T, bin, config string, env []string) func() {
 		t.Fatal(err)
 	}
 
+	return runDaemon(t, bin, config, env)
+}
+
+// runDaemon runs `levee run` where the calling thread is, and returns when it is ready.
+func runDaemon(t *testing.T, bin, config string, env []string) func() {
+	t.Helper()
 	ready, notify := filepath.Join(filepath.Dir(config), "notify.sock"), make(chan error, 1)
 	conn, err := listenNotify(ready)
 	if err != nil {
