@@ -61,6 +61,8 @@ type Store struct {
 	clock  Clock
 	log    *slog.Logger
 	db     *bbolt.DB
+	file   *os.File // that db has open
+	before *heads   // of a change that failed and could not be undone yet; nil if there is none
 	fresh  bool
 	doubt  error
 
@@ -157,13 +159,13 @@ func Open(c Config) (*Store, error) {
 	}
 	dir := filepath.Dir(c.Path)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("state directory: %w", err)
+		return nil, fmt.Errorf("state directory: %w", advised(err))
 	}
 	info, err := os.Stat(c.Path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		if err := s.begin(); err != nil {
-			return nil, fmt.Errorf("begin state %s: %w", c.Path, err)
+			return nil, fmt.Errorf("begin state %s: %w", c.Path, advised(err))
 		}
 		s.fresh = true
 	case err != nil:
@@ -229,6 +231,7 @@ func (s *Store) open() (err error) {
 	checked := false
 	o.OpenFile = func(name string, flag int, mode os.FileMode) (*os.File, error) {
 		f, err := os.OpenFile(name, flag&^os.O_CREATE, mode)
+		s.file = f
 		if err != nil || checked {
 			return f, err
 		}
@@ -246,7 +249,7 @@ func (s *Store) open() (err error) {
 	case errors.Is(err, berrors.ErrTimeout), errors.Is(err, errHeld):
 		return fmt.Errorf("state %s: %w", path, errHeld)
 	case err != nil && fromSystem(err):
-		return fmt.Errorf("state %s: %w", path, err)
+		return fmt.Errorf("state %s: %w", path, advised(err))
 	case err != nil:
 		return &DamagedError{path, err}
 	}
@@ -302,7 +305,7 @@ func (s *Store) catch(err *error) {
 func (s *Store) Close() error {
 	s.writer.Lock()
 	defer s.writer.Unlock()
-	return s.db.Close()
+	return s.shut()
 }
 
 // Fresh tells whether there was no file, so that this state is empty because it is new.
@@ -503,9 +506,8 @@ func (s *Store) write(what string, f func(*bbolt.Tx) error) (failed *Error) {
 		s.failure.Store(failed)
 	}()
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	if err := s.db.Update(f); err != nil {
-		return &Error{Code: CodeStorage, Field: "state", Value: s.config.Path,
-			Detail: fmt.Sprintf("%s: %v; nothing was changed", what, err)}
+	if err := s.update(f); err != nil {
+		return &Error{Code: CodeStorage, Field: "state", Value: s.config.Path, Detail: fmt.Sprintf("%s: %v", what, advised(err))}
 	}
 	return nil
 }
