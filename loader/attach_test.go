@@ -122,7 +122,7 @@ func TestNameWithADot(t *testing.T) {
 		t.Errorf("after a restart %+v, was %+v", b, a)
 	}
 	must(t, s.Detach("net0.100"))
-	if names, err := pins(l.root).linkPins(); err != nil || len(names) != 0 {
+	if names, err := rootPins(l.root).linkPins(); err != nil || len(names) != 0 {
 		t.Errorf("pins %v, %v", names, err)
 	}
 }
@@ -272,7 +272,7 @@ func TestStalePins(t *testing.T) {
 	l.wantShield("net0", b.Slot)
 
 	// Somebody forced the link off; the pin stays.
-	pinnedLink, err := link.LoadPinnedLink(pins(l.root).link("net0"), nil)
+	pinnedLink, err := link.LoadPinnedLink(rootPins(l.root).link("net0"), nil)
 	must(t, err)
 	must(t, pinnedLink.Detach())
 	must(t, pinnedLink.Close())
@@ -312,7 +312,7 @@ func TestRename(t *testing.T) {
 	}
 
 	// Killed while it followed: the pin is found under its name between two names.
-	must(t, os.Rename(pins(l.root).link("net1"), pins(l.root).link(movingPin(0))))
+	must(t, os.Rename(rootPins(l.root).link("net1"), rootPins(l.root).link(movingPin(0))))
 	all, err = s.Attachments()
 	must(t, err)
 	if len(all) != 1 || all[0] != a {

@@ -222,7 +222,7 @@ func (l *lab) bytes(slot uint32, reason bpf.Reason) uint64 {
 
 func (l *lab) counter(slot uint32, reason bpf.Reason) (sum bpf.Counter) {
 	l.Helper()
-	m, err := ebpf.LoadPinnedMap(mapPin(pins(l.root).set(), bpf.LeveeMapCounters), nil)
+	m, err := ebpf.LoadPinnedMap(mapPin(rootPins(l.root).set(), bpf.LeveeMapCounters), nil)
 	must(l, err)
 	defer m.Close()
 	for monitored := range uint32(2) {

@@ -139,7 +139,7 @@ func TestKilledAtAnyTime(t *testing.T) {
 		t.Errorf("%d of %d frames met no shield", passed, sent)
 	}
 	l.wantShield("net0", a.Slot)
-	if dirs, err := pins(l.root).sets(); err != nil || len(dirs) != 1 {
+	if dirs, err := rootPins(l.root).sets(); err != nil || len(dirs) != 1 {
 		t.Errorf("sets %v, %v", dirs, err)
 	}
 }

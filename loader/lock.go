@@ -8,22 +8,38 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // LockedError says that another process holds the lock: two daemons must not share one set.
 type LockedError struct {
-	Path string // the lock file
-	PID  int    // its holder; 0 if the file does not say
+	Path  string    // the lock file
+	PID   int       // its holder; 0 if the file does not say
+	Name  string    // of the holder's program; empty if it is not known
+	Since time.Time // when it took the lock; zero if that is not known
 }
 
-// Error names the holder and the lock.
+// Error names the holder and the lock, and says what to do.
 func (e *LockedError) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "lock %s: ", e.Path)
 	if e.PID == 0 {
-		return fmt.Sprintf("lock %s: another process holds it", e.Path)
+		b.WriteString("another process holds it")
+	} else {
+		fmt.Fprintf(&b, "process %d", e.PID)
+		if e.Name != "" {
+			fmt.Fprintf(&b, " (%s)", e.Name)
+		}
+		b.WriteString(" holds it")
 	}
-	return fmt.Sprintf("lock %s: process %d holds it", e.Path, e.PID)
+	if !e.Since.IsZero() {
+		fmt.Fprintf(&b, " since %s", e.Since.Format(time.RFC3339))
+	}
+	b.WriteString("; one daemon at a time shields a host: stop that one first, its shield stays up")
+	return b.String()
 }
 
 // takeLock locks path and writes this process's id to it. Closing the file gives the lock back; the
@@ -43,7 +59,7 @@ func takeLock(path string) (_ *os.File, err error) {
 	}()
 	switch err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); {
 	case errors.Is(err, unix.EWOULDBLOCK):
-		return nil, &LockedError{Path: path, PID: readPID(f)}
+		return nil, holderOf(path, f)
 	case err != nil:
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
@@ -54,6 +70,19 @@ func takeLock(path string) (_ *os.File, err error) {
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
 	return f, nil
+}
+
+// holderOf says who holds a locked file, as far as it can be known: the holder wrote to it, and to
+// nothing else than its number.
+func holderOf(path string, f *os.File) *LockedError {
+	e := &LockedError{Path: path, PID: readPID(f)}
+	if info, err := f.Stat(); err == nil {
+		e.Since = info.ModTime().UTC().Truncate(time.Second)
+	}
+	if name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", e.PID)); err == nil {
+		e.Name = strings.TrimSpace(string(name))
+	}
+	return e
 }
 
 func readPID(f io.Reader) int {

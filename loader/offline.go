@@ -159,7 +159,7 @@ func freeSlots(table *ebpf.Map, which func(name string) bool) (freed bool, err e
 // what it can't remove, and says so at the end.
 func Remove(root string) (done []string, err error) {
 	p := rootPins(root)
-	if !exists(string(p)) {
+	if !exists(p.root) {
 		return nil, nil
 	}
 	if err := p.check(); err != nil {

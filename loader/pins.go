@@ -29,15 +29,21 @@ var (
 )
 
 // pins knows where under a root everything is pinned.
-type pins string
+type pins struct {
+	root   string
+	schema uint32 // of the program whose pins these are
+}
+
+// String is the root.
+func (p pins) String() string { return p.root }
 
 // rootPins is what is pinned under a root; empty means DefaultRoot.
-func rootPins(root string) pins { return pins(cmp.Or(root, DefaultRoot)) }
+func rootPins(root string) pins { return pins{cmp.Or(root, DefaultRoot), bpf.Schema} }
 
-func (p pins) set() string            { return filepath.Join(string(p), strconv.Itoa(bpf.Schema)) }
+func (p pins) set() string            { return filepath.Join(p.root, strconv.FormatUint(uint64(p.schema), 10)) }
 func (p pins) fresh() string          { return p.set() + "-new" }
 func (p pins) old() string            { return p.set() + "-old" }
-func (p pins) links() string          { return filepath.Join(string(p), "links") }
+func (p pins) links() string          { return filepath.Join(p.root, "links") }
 func (p pins) link(pin string) string { return filepath.Join(p.links(), pin) }
 
 func mapPin(set, name string) string { return filepath.Join(set, "maps", name) }
@@ -56,11 +62,11 @@ func movingPin(i int) string { return "%" + strconv.Itoa(i) }
 
 // check says why nothing can be pinned under the root.
 func (p pins) check() error {
-	if !filepath.IsAbs(string(p)) {
+	if !filepath.IsAbs(p.root) {
 		return fmt.Errorf("root %s: not an absolute path", p)
 	}
 	var st unix.Statfs_t
-	dir := filepath.Clean(string(p))
+	dir := filepath.Clean(p.root)
 	for err := unix.Statfs(dir, &st); err != nil; err = unix.Statfs(dir, &st) {
 		dotted := strings.Contains(filepath.Base(dir), ".")
 		if errors.Is(err, unix.EPERM) && dotted {
@@ -79,7 +85,7 @@ func (p pins) check() error {
 
 // sets lists the directories of all sets under the root: of every schema, and those in transit.
 func (p pins) sets() ([]string, error) {
-	entries, err := os.ReadDir(string(p))
+	entries, err := os.ReadDir(p.root)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -90,10 +96,29 @@ func (p pins) sets() ([]string, error) {
 	for _, e := range entries {
 		name, _, _ := strings.Cut(e.Name(), "-")
 		if _, err := strconv.ParseUint(name, 10, 32); err == nil && e.IsDir() {
-			dirs = append(dirs, filepath.Join(string(p), e.Name()))
+			dirs = append(dirs, filepath.Join(p.root, e.Name()))
 		}
 	}
 	return dirs, nil
+}
+
+// predecessor is the set that a new one is to follow: that of this schema, or else of the newest other
+// one; empty if there is none.
+func (p pins) predecessor() (string, error) {
+	if exists(p.set()) {
+		return p.set(), nil
+	}
+	dirs, err := p.sets()
+	if err != nil {
+		return "", err
+	}
+	newest, best := "", uint64(0)
+	for _, dir := range dirs {
+		if n, err := strconv.ParseUint(filepath.Base(dir), 10, 32); err == nil && n >= best { // not one in transit
+			newest, best = dir, n
+		}
+	}
+	return newest, nil
 }
 
 // linkPins lists the names of the pins in links.
@@ -164,7 +189,7 @@ func (p pins) prune() error {
 
 // removeEmpty removes the root and its empty directories, and leaves those that hold something.
 func (p pins) removeEmpty() {
-	for _, dir := range []string{p.links(), p.programs(), string(p)} {
+	for _, dir := range []string{p.links(), p.programs(), p.root} {
 		_ = os.Remove(dir)
 	}
 }

@@ -3,10 +3,12 @@ package loader
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/features"
@@ -85,12 +87,13 @@ type host struct {
 	memlock      func() error
 	frags        func() bool
 	v4           func() bool
+	clock        func() (time.Duration, error) // by which CLOCK_MONOTONIC here is ahead of the kernel's
 }
 
 // Probe says what this host lacks to run Levee under the default root, or under root if it is not
 // empty. It changes nothing.
 func Probe(root string) Report {
-	return probe(string(rootPins(root)), host{
+	return probe(rootPins(root).root, host{
 		capabilities: effectiveCapabilities,
 		release:      kernelRelease,
 		statfs: func(path string) (st unix.Statfs_t, err error) {
@@ -105,12 +108,14 @@ func Probe(root string) Report {
 		memlock: rlimit.RemoveMemlock,
 		frags:   haveFrags,
 		v4:      func() bool { return features.HaveV4ISA() == nil },
+		clock:   clockOffset,
 	})
 }
 
 func probe(root string, h host) Report {
 	var r Report
 	probeKernel(&r, h)
+	probeClock(&r, h)
 	allowed := probePrivileges(&r, h)
 	if allowed {
 		probeBPF(&r, h)
@@ -130,6 +135,38 @@ func probeKernel(r *Report, h host) {
 	if major < 5 || major == 5 && minor < 15 {
 		r.add(Fatal, "kernel", fmt.Sprintf("this is %s; Levee needs 5.15", release), "upgrade the kernel")
 	}
+}
+
+// probeClock looks for a time namespace: the program ends bans by the kernel's clock, so a process that
+// sees another one would have them end too early or too late.
+func probeClock(r *Report, h host) {
+	switch offset, err := h.clock(); {
+	case err != nil:
+		r.add(Warning, "clock", "whether this is a time namespace can't be read: "+err.Error(), "")
+	case offset != 0:
+		r.add(Fatal, "clock", fmt.Sprintf("this process is in a time namespace whose CLOCK_MONOTONIC is off the kernel's by %s, so bans would not end on time", offset),
+			"run it in the host's time namespace")
+	}
+}
+
+// clockOffset reads the offset of this process's time namespace (time_namespaces(7)); it is 0 where the
+// kernel has none.
+func clockOffset() (time.Duration, error) {
+	b, err := os.ReadFile("/proc/self/timens_offsets")
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(b)) {
+		var name string
+		var seconds, nanoseconds int64
+		if n, _ := fmt.Sscan(line, &name, &seconds, &nanoseconds); n == 3 && name == "monotonic" {
+			return time.Duration(seconds)*time.Second + time.Duration(nanoseconds), nil
+		}
+	}
+	return 0, nil
 }
 
 // capabilities that Levee needs; linux/capability.h. Reading packets by pointers needs CAP_PERFMON.

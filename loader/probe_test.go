@@ -2,9 +2,12 @@ package loader
 
 import (
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,6 +23,7 @@ func fine() host {
 		memlock:      func() error { return nil },
 		frags:        func() bool { return true },
 		v4:           func() bool { return true },
+		clock:        func() (time.Duration, error) { return 0, nil },
 	}
 }
 
@@ -57,6 +61,8 @@ func TestProbe(t *testing.T) {
 		{"no jit", func(h *host) { h.jit = func() (string, error) { return "0", nil } }, Warning, []string{"sysctl -w net.core.bpf_jit_enable=1"}},
 		{"memlock", func(h *host) { h.memlock = func() error { return unix.EPERM } }, Fatal, []string{"LimitMEMLOCK=infinity"}},
 		{"no frags", func(h *host) { h.frags = func() bool { return false } }, Warning, []string{"several buffers", "5.18"}},
+		{"time namespace", func(h *host) { h.clock = func() (time.Duration, error) { return -time.Hour, nil } }, Fatal,
+			[]string{"off the kernel's by -1h0m0s", "run it in the host's time namespace"}},
 		{"no v4", func(h *host) { h.v4 = func() bool { return false } }, Note, []string{"version 4"}},
 	} {
 		h := fine()
@@ -79,6 +85,31 @@ func TestProbe(t *testing.T) {
 	caps(1<<capSysAdmin | 1<<12)(&h)
 	if r := probe(DefaultRoot, h); len(r.Findings) != 0 {
 		t.Errorf("CAP_SYS_ADMIN of old is enough: %v", r.Findings)
+	}
+}
+
+// A process in a time namespace of its own learns by how much its clock is off.
+func TestTimeNamespace(t *testing.T) {
+	if os.Getenv("LEVEE_TEST_CLOCK") != "" {
+		offset, err := clockOffset()
+		fmt.Println("offset", offset, err)
+		return
+	}
+	needsRoot(t)
+	if offset, err := clockOffset(); err != nil || offset != 0 {
+		t.Errorf("here: %s, %v", offset, err)
+	}
+	if _, err := os.Stat("/proc/self/ns/time"); err != nil {
+		t.Skip("the kernel has no time namespaces (CONFIG_TIME_NS)")
+	}
+	cmd := exec.Command("unshare", "--time", "--monotonic", "86400", "--fork", "/proc/self/exe", "-test.run=^TestTimeNamespace$")
+	self, err := os.Executable()
+	must(t, err)
+	cmd.Args[len(cmd.Args)-2] = self
+	cmd.Env = append(os.Environ(), "LEVEE_TEST_CLOCK=1")
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "offset 24h0m0s <nil>") {
+		t.Errorf("in a namespace a day ahead: %v\n%s", err, out)
 	}
 }
 

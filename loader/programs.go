@@ -18,7 +18,7 @@ import (
 //
 // The kernel does not give a number twice, so pins follow no renaming; what no link runs is pruned.
 
-func (p pins) programs() string { return filepath.Join(string(p), "programs") }
+func (p pins) programs() string { return filepath.Join(p.root, "programs") }
 
 func (p pins) program(id ebpf.ProgramID) string {
 	return filepath.Join(p.programs(), strconv.FormatUint(uint64(id), 10))

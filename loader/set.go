@@ -28,6 +28,8 @@ type Config struct {
 	Features bpf.Features         // of the program; bpf.DefaultFeatures() if zero. Frags is the loader's to decide
 	Spec     *ebpf.CollectionSpec // the program and its maps, as from Compile; the committed object if nil
 	Log      *slog.Logger         // what happens by itself, as in Watch; nowhere if nil
+
+	schema uint32 // of Spec, for tests; that of package bpf if 0
 }
 
 // Set is the pinned maps of one schema, and the programs attached to interfaces on top of them. Its
@@ -121,8 +123,10 @@ func newSet(c Config) (*Set, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
+	pins := rootPins(c.Root)
+	pins.schema = cmp.Or(c.schema, pins.schema)
 	return &Set{
-		pins:     rootPins(c.Root),
+		pins:     pins,
 		log:      log,
 		spec:     spec,
 		features: cmp.Or(c.Features, bpf.DefaultFeatures()),
@@ -141,7 +145,7 @@ func (s *Set) Adopted() (adopted bool, why string) { return s.adopted, s.afresh 
 func (s *Set) Maps() map[string]*ebpf.Map { return s.maps }
 
 // Root returns the directory under which the set is pinned.
-func (s *Set) Root() string { return string(s.pins) }
+func (s *Set) Root() string { return s.pins.root }
 
 // Close closes the descriptors and gives the lock back. What is attached stays attached.
 func (s *Set) Close() error {
@@ -172,7 +176,7 @@ func (s *Set) adopt() error {
 			return err
 		}
 		for _, dir := range others {
-			s.afresh = fmt.Sprintf("the pinned set has schema %s, this program has %d", filepath.Base(dir), bpf.Schema)
+			s.afresh = fmt.Sprintf("the pinned set has schema %s, this program has %d", filepath.Base(dir), s.pins.schema)
 		}
 		return nil
 	} else if err != nil {
@@ -188,7 +192,7 @@ func (s *Set) adopt() error {
 			return errors.Join(fmt.Errorf("read the set's description: %w", err), closeMaps(maps))
 		}
 		s.secret = meta.Secret
-		if meta.Schema != bpf.Schema || meta.Secret == [2]uint64{} {
+		if meta.Schema != s.pins.schema || meta.Secret == [2]uint64{} {
 			differences = append(differences, "its description is not one of this schema")
 		}
 	}
@@ -213,6 +217,10 @@ func openMaps(set string, want map[string]*ebpf.MapSpec) (maps map[string]*ebpf.
 			differences = append(differences, name+" is missing")
 			continue
 		}
+		if errno := unix.Errno(0); err != nil && !errors.As(err, &errno) { // the kernel gave something else
+			differences = append(differences, name+" is not a map")
+			continue
+		}
 		if err != nil {
 			return nil, nil, errors.Join(fmt.Errorf("open map %s: %w", name, err), closeMaps(maps))
 		}
@@ -233,14 +241,15 @@ func closeMaps(maps map[string]*ebpf.Map) error {
 }
 
 // carried are the maps that a new set takes over from the one it replaces, where they fit: counters
-// go on counting, and interfaces keep their slots.
+// go on counting, and interfaces keep their slots. A schema that gives one of them another meaning
+// must give it another shape or name.
 var carried = []string{
 	bpf.LeveeMapInterfaces, bpf.LeveeMapCounters, bpf.LeveeMapListCounters, bpf.LeveeMapLimitCounters, bpf.LeveeMapStats,
 }
 
 // create makes a new set beside the pinned one; if there is none to be replaced, it takes its place.
 func (s *Set) create() (err error) {
-	existed := exists(string(s.pins))
+	existed := exists(s.pins.root)
 	defer func() {
 		if err != nil {
 			_ = os.RemoveAll(s.pins.fresh())
@@ -254,9 +263,15 @@ func (s *Set) create() (err error) {
 			return err
 		}
 	}
-	old, _, err := openMaps(s.pins.set(), tables(s.spec))
+	before, err := s.pins.predecessor()
 	if err != nil {
 		return err
+	}
+	var old map[string]*ebpf.Map
+	if before != "" {
+		if old, _, err = openMaps(before, tables(s.spec)); err != nil {
+			return err
+		}
 	}
 	defer func() { err = errors.Join(err, closeMaps(old)) }()
 
@@ -278,6 +293,16 @@ func (s *Set) create() (err error) {
 		s.pending = true
 		return carrySwitches(old, s.maps)
 	}
+	// Of another schema's switches one is known: panic, where it always was.
+	on, err := Panic(s.pins.root)
+	if err != nil && !errors.Is(err, ErrNoSet) {
+		return err
+	}
+	if on {
+		if err := throwPanic(s.maps[bpf.LeveeMapControls], on); err != nil {
+			return err
+		}
+	}
 	return s.pins.swap()
 }
 
@@ -298,7 +323,7 @@ func (s *Set) describe() error {
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
 		return fmt.Errorf("read the clock: %w", err)
 	}
-	meta := bpf.Meta{Schema: bpf.Schema, Secret: s.secret, Created: uint64(now.Nano())}
+	meta := bpf.Meta{Schema: s.pins.schema, Secret: s.secret, Created: uint64(now.Nano())}
 	if err := s.maps[bpf.LeveeMapMeta].Put(uint32(0), meta); err != nil {
 		return fmt.Errorf("describe the set: %w", err)
 	}

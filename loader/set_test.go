@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -102,8 +103,9 @@ func TestLock(t *testing.T) {
 	before := descriptors(t)
 	_, err := Open(l.config())
 	var locked *LockedError
-	if !errors.As(err, &locked) || locked.PID != os.Getpid() || locked.Path != l.lock ||
-		err.Error() != fmt.Sprintf("lock %s: process %d holds it", l.lock, os.Getpid()) {
+	if !errors.As(err, &locked) || locked.PID != os.Getpid() || locked.Path != l.lock || time.Since(locked.Since) > time.Minute || time.Until(locked.Since) > 0 ||
+		err.Error() != fmt.Sprintf("lock %s: process %d (%s) holds it since %s; one daemon at a time shields a host: stop that one first, its shield stays up",
+			l.lock, os.Getpid(), locked.Name, locked.Since.Format(time.RFC3339)) || locked.Name == "" {
 		t.Fatalf("a second set: %v", err)
 	}
 	if after := descriptors(t); after != before {
@@ -161,7 +163,7 @@ func TestFailureInTheMiddleLeavesNothing(t *testing.T) {
 	l.open()
 
 	// Killed while it made a set, or between the two renames of an old kernel.
-	p := pins(l.root)
+	p := rootPins(l.root)
 	must(t, os.MkdirAll(p.fresh()+"/maps", 0o700))
 	must(t, os.Rename(p.set(), p.old()))
 	must(t, p.recover())
@@ -326,7 +328,7 @@ func TestOtherSizesReplaceTheSetWithoutAGap(t *testing.T) {
 		}
 		return errors.Is(err, os.ErrNotExist)
 	})
-	if dirs, _ := pins(l.root).sets(); !slices.Equal(dirs, []string{pins(l.root).set()}) {
+	if dirs, _ := rootPins(l.root).sets(); !slices.Equal(dirs, []string{rootPins(l.root).set()}) {
 		t.Errorf("sets %v", dirs)
 	}
 	must(t, s.Close())
@@ -345,11 +347,11 @@ func TestUnusedReplacementGoes(t *testing.T) {
 	c := l.config()
 	c.Sizes.Allows *= 2
 	s = l.openWith(c)
-	if !exists(pins(l.root).fresh()) {
+	if !exists(rootPins(l.root).fresh()) {
 		t.Fatal("no new set")
 	}
 	must(t, s.Close())
-	if exists(pins(l.root).fresh()) {
+	if exists(rootPins(l.root).fresh()) {
 		t.Error("the unused set is still pinned")
 	}
 	s = l.open()
@@ -365,7 +367,7 @@ func TestAnotherSchemaIsTakenOver(t *testing.T) {
 	s := l.open()
 	a := l.attach(s, "net0", ModeAuto)
 	must(t, s.Close())
-	must(t, os.Rename(pins(l.root).set(), l.root+"/999"))
+	must(t, os.Rename(rootPins(l.root).set(), l.root+"/999"))
 
 	s = l.open()
 	if adopted, why := s.Adopted(); adopted || why != "the pinned set has schema 999, this program has 1" {
@@ -396,9 +398,21 @@ func TestDescriptionIsChecked(t *testing.T) {
 	}
 	must(t, s.Close())
 
-	must(t, os.Remove(mapPin(pins(l.root).set(), bpf.LeveeMapLimits)))
+	must(t, os.Remove(mapPin(rootPins(l.root).set(), bpf.LeveeMapLimits)))
 	s = l.open()
 	if adopted, why := s.Adopted(); adopted || !strings.Contains(why, "limits is missing") {
+		t.Errorf("adopted %v, %q", adopted, why)
+	}
+	if _, err := s.Upgrade(); err != nil {
+		t.Error(err)
+	}
+	must(t, s.Close())
+
+	pin := mapPin(rootPins(l.root).set(), bpf.LeveeMapStats)
+	must(t, os.Remove(pin))
+	must(t, l.trivial().Pin(pin))
+	s = l.open()
+	if adopted, why := s.Adopted(); adopted || !strings.Contains(why, "stats is not a map") {
 		t.Errorf("adopted %v, %q", adopted, why)
 	}
 	if _, err := s.Upgrade(); err != nil {
