@@ -7,7 +7,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help build bench demo test test-long test-unprivileged test-kernels race lint fmt generate check-generate cover fuzz setup clean
+.PHONY: help build bench demo test test-long test-unprivileged test-kernels torture race lint fmt generate check-generate cover fuzz setup clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ test: build ## run every test that needs no third-party software; needs root
 test-long: build ## likewise, with limits over 10 s, floods of 10 million and more rounds; needs root
 	@$(GO) run ./scripts/preflight test
 	LEVEE_LONG=1 $(GO) test -p 1 -timeout 60m ./...
+
+torture: build ## kill the daemon at every point of its life, fail its system calls, upgrade it under load; needs root
+	@$(GO) run ./scripts/preflight torture
+	$(GO) run ./scripts/torture -levee bin/levee $(TORTUREFLAGS)
 
 test-unprivileged: ## run the tests that need neither root nor BPF
 	LEVEE_UNPRIVILEGED=1 $(GO) test -timeout 10m ./...

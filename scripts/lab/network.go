@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"unsafe"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -121,7 +120,7 @@ func (n *network) raiseHost() error {
 		return err
 	}
 	n.hostMAC = mac
-	if err := receiveOn(n.hostLink); err != nil {
+	if err := space.ReceiveOn(n.hostLink); err != nil {
 		return err
 	}
 	if err := threaded(n.hostLink); err != nil {
@@ -152,7 +151,7 @@ func (n *network) raiseWorld() error {
 			return err
 		}
 	}
-	if err := receiveOn(n.worldLink); err != nil {
+	if err := space.ReceiveOn(n.worldLink); err != nil {
 		return err
 	}
 	if err := threaded(n.worldLink); err != nil {
@@ -204,33 +203,6 @@ func addAddrs(name string, addrs family[netip.Addr], alone bool) error {
 		if err := netlink.AddrAdd(nic, addr); err != nil {
 			return fmt.Errorf("give %s to %s: %w", a.addr, name, err)
 		}
-	}
-	return nil
-}
-
-// receiveOn turns GRO on. A veth interface takes frames that XDP sends it only if it has a
-// receiver that is polled (NAPI), and GRO is what gives it one where no program is attached.
-func receiveOn(name string) error {
-	type ethtoolValue struct{ command, data uint32 }
-	const setGRO = 0x2c // ETHTOOL_SGRO
-
-	value := ethtoolValue{command: setGRO, data: 1}
-	var request struct {
-		name [unix.IFNAMSIZ]byte
-		data unsafe.Pointer
-		_    [16]byte
-	}
-	copy(request.name[:unix.IFNAMSIZ-1], name)
-	request.data = unsafe.Pointer(&value)
-
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&request)))
-	if errno != 0 {
-		return fmt.Errorf("turn GRO on at %s: %w", name, errno)
 	}
 	return nil
 }

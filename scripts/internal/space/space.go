@@ -10,12 +10,14 @@ import (
 	"runtime"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// Space is a network namespace, with file systems of its own for /sys, bpffs and /run. It belongs to one locked thread and has no name, so it ends when that thread and
-// the processes that were started from it have ended, however they end.
+// Space is a network namespace, with file systems of its own for /sys, bpffs and /run. It belongs to
+// one locked thread and has no name, so it ends when that thread and the processes that were started
+// from it have ended, however they end.
 type Space struct {
 	name  string
 	calls chan func()
@@ -121,6 +123,33 @@ func (s *Space) Close() { close(s.calls) }
 // ChildAttr makes a process end with the space that it was started from.
 func ChildAttr() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+}
+
+// ReceiveOn turns GRO on. A veth interface takes frames that XDP sends it only if it has a
+// receiver that is polled (NAPI), and GRO is what gives it one where no program is attached.
+func ReceiveOn(name string) error {
+	type ethtoolValue struct{ command, data uint32 }
+	const setGRO = 0x2c // ETHTOOL_SGRO
+
+	value := ethtoolValue{command: setGRO, data: 1}
+	var request struct {
+		name [unix.IFNAMSIZ]byte
+		data unsafe.Pointer
+		_    [16]byte
+	}
+	copy(request.name[:unix.IFNAMSIZ-1], name)
+	request.data = unsafe.Pointer(&value)
+
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&request)))
+	if errno != 0 {
+		return fmt.Errorf("turn GRO on at %s: %w", name, errno)
+	}
+	return nil
 }
 
 // Pin binds a thread or a process (0: the calling thread) to a CPU.
