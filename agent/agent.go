@@ -30,9 +30,9 @@ import (
 type Options struct {
 	// Config is the configuration to start with.
 	Config *config.Config
-	// Load reads the configuration again, flags put over it. If nil, File is read, and what Config
-	// says of things that take a restart stays.
-	Load func() (*config.Config, error)
+	// Overlay puts flags over a configuration that was read again. If nil, what Config says of things
+	// that take a restart stays.
+	Overlay func(*config.Config) error
 	// File is the configuration's file; empty: config.Path.
 	File    string
 	Version string
@@ -72,6 +72,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		e.apiServer(),
 		&simple{name: "reconcile", run: e.reconciler.Run},
 		&simple{name: "protect", run: e.finder.Run},
+		&simple{name: "trials", run: e.runTrials},
 		&simple{name: "interfaces", run: e.shield.Watch},
 		&simple{name: "events", run: func(ctx context.Context) error { return e.tables.Events.Run(ctx, e.sampled) }},
 		&simple{name: "signals", run: func(ctx context.Context) error { return e.signals(ctx, o.Reload) }},
@@ -174,7 +175,7 @@ func (s *simple) Ready() <-chan struct{} {
 
 func (e *engine) apiServer() *api.Server {
 	c := e.config.Load().API
-	served := api.Config{Socket: c.Socket, Group: c.Group, Version: e.version, Backend: telling{audited{e}}, Audit: e.audit, Observe: e.record.Request, Log: e.log}
+	served := api.Config{Socket: c.Socket, Group: c.Group, Version: e.version, Backend: telling{audited{e}}, Audit: e.audit, Observe: e.record.Request, Known: e.finder.Client, Log: e.log}
 	if t := c.TCP; t.Listen != "" {
 		served.TCP = &api.TCP{Listen: t.Listen, Certificate: t.Certificate, Key: t.Key, ClientCA: t.ClientCA, Clients: clients(t.Clients),
 			Hosts: t.Hosts, Connections: int(t.Connections), PerAddress: int(t.EachAddress),
@@ -193,12 +194,9 @@ func start(ctx context.Context, o *Options) (_ *engine, _ *metrics.Server, err e
 		}
 	}
 	e := &engine{version: o.Version, started: time.Now().UTC(), level: &slog.LevelVar{}, log: o.Log, clock: o.Clock,
-		load: o.Load, record: metrics.NewRecord(), events: events.New(), troubles: map[string]string{}}
+		file: o.File, overlay: o.Overlay, record: metrics.NewRecord(), events: events.New(), trials: trials{wake: make(chan struct{}, 1)}, troubles: map[string]string{}}
 	if e.clock == nil {
 		e.clock = state.SystemClock{}
-	}
-	if e.load == nil {
-		e.load = func() (*config.Config, error) { return e.loadFile(o.File) }
 	}
 	if e.log == nil {
 		e.log = newLog(o.Stderr, c.Log.Format, e.level)
@@ -222,12 +220,36 @@ func start(ctx context.Context, o *Options) (_ *engine, _ *metrics.Server, err e
 	return e, server, nil
 }
 
-// loadFile reads the file again. What takes a restart to change is as it was at the start, since
-// flags may have had the last word.
-func (e *engine) loadFile(path string) (*config.Config, error) {
-	next, err := config.Load(path)
+// load reads the file again, and puts the flags over it.
+func (e *engine) load() (*config.Config, error) {
+	next, err := config.Load(e.file)
 	if err != nil {
 		return nil, err
+	}
+	return e.overlaid(next)
+}
+
+// loadText does likewise with what was the file.
+func (e *engine) loadText(text *state.FileText) (*config.Config, error) {
+	next := config.Default()
+	if !text.None {
+		path := e.file
+		if path == "" {
+			path = config.Path
+		}
+		var err error
+		if next, err = config.Parse(path, text.Text); err != nil {
+			return nil, err
+		}
+	}
+	return e.overlaid(next)
+}
+
+// overlaid puts the flags over a configuration. Where nobody says what those were, what takes a restart
+// to change is as it was at the start, since they may have had the last word.
+func (e *engine) overlaid(next *config.Config) (*config.Config, error) {
+	if e.overlay != nil {
+		return next, e.overlay(next)
 	}
 	now := e.config.Load()
 	next.API, next.Metrics, next.State, next.BPFFS, next.Lock, next.Compile = now.API, now.Metrics, now.State, now.BPFFS, now.Lock, now.Compile
@@ -296,6 +318,14 @@ func (e *engine) open(ctx context.Context, kernel Kernel, c *config.Config) (err
 	e.reconciler = reconcile.New(reconcile.Config{State: e.state, Bans: e.tables.Bans, Allows: e.tables.Allows, Limits: e.tables.Limits, Control: e.tables.Control,
 		Clock: e.clock, Log: e.log, Expired: e.expired})
 	before := e.state.Interfaces()
+	undone, err := e.overdueAtStart()
+	if err != nil {
+		return err
+	}
+	if c, err = e.settled(c); err != nil {
+		return err
+	}
+	e.config.Store(c)
 	if err := e.state.Configure(c.Configured()); err != nil {
 		return fmt.Errorf("the configuration: %w", err)
 	}
@@ -312,7 +342,13 @@ func (e *engine) open(ctx context.Context, kernel Kernel, c *config.Config) (err
 	if err := e.control(c); err != nil {
 		return err
 	}
-	return e.attachAll(before)
+	if err := e.attachAll(before); err != nil {
+		return err
+	}
+	if err := e.restoreInterfaces(undone); err != nil {
+		e.log.Error("an interface could not be brought to what it was before a trial", "error", err)
+	}
+	return nil
 }
 
 // rescue keeps what the kernel holds where the state has lost it.
@@ -444,7 +480,7 @@ func (e *engine) signals(ctx context.Context, reload <-chan os.Signal) error {
 			return nil
 		case <-reload:
 			notify(fmt.Sprintf("%s\nMONOTONIC_USEC=%d", daemon.SdNotifyReloading, e.clock.Monotonic()/1000))
-			if err := (audited{e}).Reload(state.Operator("SIGHUP")); err != nil {
+			if _, err := (audited{e}).Reload(state.Operator("SIGHUP"), 0); err != nil {
 				e.log.Error("the configuration was not taken; nothing has changed", "error", err)
 			}
 			notify(daemon.SdNotifyReady)

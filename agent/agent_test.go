@@ -35,6 +35,7 @@ type testDaemon struct {
 	*client.Client
 	kernel  *fakeKernel
 	system  *fakeSystem
+	clock   state.Clock
 	dir     string
 	text    string // of the configuration
 	reload  chan os.Signal
@@ -61,21 +62,32 @@ func newDaemon(t testing.TB, k *fakeKernel, text string) *testDaemon {
 	return d
 }
 
-func (d *testDaemon) load() (*config.Config, error) {
-	path := filepath.Join(d.dir, "levee.yaml")
-	if err := os.WriteFile(path, []byte(d.text), 0o600); err != nil {
-		return nil, err
+// write gives the configuration's file another text.
+func (d *testDaemon) write(text string) {
+	d.Helper()
+	d.text = text
+	if err := os.WriteFile(filepath.Join(d.dir, "levee.yaml"), []byte(text), 0o600); err != nil {
+		d.Fatal(err)
 	}
-	c, err := config.Load(path)
+}
+
+func (d *testDaemon) load() (*config.Config, error) {
+	d.write(d.text)
+	c, err := config.Load(filepath.Join(d.dir, "levee.yaml"))
 	if err != nil {
 		return nil, err
 	}
+	return c, d.overlay(c)
+}
+
+// overlay is what flags say.
+func (d *testDaemon) overlay(c *config.Config) error {
 	c.API.Socket = filepath.Join(d.dir, "s")
 	c.API.Group = ""
 	c.State.Path = filepath.Join(d.dir, "state.db")
 	c.Lock = filepath.Join(d.dir, "lock")
 	c.Metrics.Listen = "127.0.0.1:0"
-	return c, nil
+	return nil
 }
 
 func (d *testDaemon) start() {
@@ -88,7 +100,7 @@ func (d *testDaemon) start() {
 	ready := make(chan string, 1)
 	d.stop, d.done = stop, make(chan error, 1)
 	go func() {
-		d.done <- Run(ctx, Options{Config: c, Load: d.load, Version: "test", Stderr: d.log, Kernel: d.kernel, System: d.system, Ready: ready, Reload: d.reload})
+		d.done <- Run(ctx, Options{Config: c, Overlay: d.overlay, File: filepath.Join(d.dir, "levee.yaml"), Version: "test", Stderr: d.log, Kernel: d.kernel, System: d.system, Clock: d.clock, Ready: ready, Reload: d.reload})
 	}()
 	select {
 	case d.metrics = <-ready:
@@ -344,7 +356,7 @@ func TestInterfaces(t *testing.T) {
 		t.Errorf("after a restart: %s, want %s", got, want)
 	}
 	// The file names eth1 no longer and never did; eth0 was detached and stays so.
-	d.text = "interfaces: []\n"
+	d.write("interfaces: []\n")
 	d.restart()
 	if got, want := show(), "eth1 true generic api"; got != want {
 		t.Errorf("%s, want %s", got, want)
@@ -354,7 +366,7 @@ func TestInterfaces(t *testing.T) {
 // An interface that the file no longer names is let go, also when the daemon did not run meanwhile.
 func TestInterfaceDropped(t *testing.T) {
 	d := newDaemon(t, newFakeKernel(), "interfaces: [eth0, eth1]\n")
-	d.text = "interfaces: [eth1]\n"
+	d.write("interfaces: [eth1]\n")
 	d.restart()
 	if len(d.kernel.attachments) != 1 || d.kernel.attachments[0].Name != "eth1" {
 		t.Errorf("%+v", d.kernel.attachments)
@@ -372,7 +384,7 @@ func TestReload(t *testing.T) {
 		{"tables: {sources: 64k}\nmode: monitor\n", "takes a restart"},
 		{"interfaces: [eth1, eth2]\nmode: monitor\nallow: []\nlimits: {}\n", "eth2"},
 	} {
-		d.text = tt.text
+		d.write(tt.text)
 		logged := len(d.log.String())
 		d.reload <- syscall.SIGHUP
 		for until := time.Now().Add(10 * time.Second); !strings.Contains(d.log.String()[logged:], "was not taken"); time.Sleep(time.Millisecond) {
@@ -387,7 +399,7 @@ func TestReload(t *testing.T) {
 			t.Errorf("%q changed something: %s, was %s", tt.text, got, was)
 		}
 	}
-	d.text = "interfaces: [eth1, eth8]\nmode: monitor\nlimits: {default: {packets: 5k/s}}\n"
+	d.write("interfaces: [eth1, eth8]\nmode: monitor\nlimits: {default: {packets: 5k/s}}\n")
 	d.reload <- syscall.SIGHUP
 	for until := time.Now().Add(10 * time.Second); !strings.Contains(d.log.String(), "is in force"); time.Sleep(time.Millisecond) {
 		if time.Now().After(until) {
@@ -691,7 +703,7 @@ func TestOpenAPI(t *testing.T) {
 		got = append(got, p)
 	}
 	slices.Sort(got)
-	want := "/v1/allow /v1/bans /v1/bans/bulk /v1/check/{address} /v1/config/reload /v1/events /v1/interfaces /v1/interfaces/{name} /v1/limits /v1/limits/{name} /v1/panic /v1/sources /v1/stats /v1/status /v1/tokens /v1/tokens/{name} /v1/tokens/{name}/rotate /v1/unallow /v1/unban"
+	want := "/v1/allow /v1/bans /v1/bans/bulk /v1/check/{address} /v1/config/reload /v1/confirm /v1/events /v1/interfaces /v1/interfaces/{name} /v1/limits /v1/limits/{name} /v1/panic /v1/sources /v1/stats /v1/status /v1/tokens /v1/tokens/{name} /v1/tokens/{name}/rotate /v1/trials /v1/unallow /v1/unban"
 	if status != 200 || doc["openapi"] != "3.1.0" || strings.Join(got, " ") != want {
 		t.Errorf("%d %v", status, got)
 	}

@@ -222,9 +222,9 @@ func (a audited) allows(by state.Actor, action string, results []state.AllowResu
 }
 
 // SetLimit makes or replaces a limit of the run time.
-func (a audited) SetLimit(by state.Actor, name string, spec state.LimitSpec) (out state.LimitView, err error) {
+func (a audited) SetLimit(by state.Actor, name string, spec state.LimitSpec, confirm state.Duration) (out state.LimitView, err error) {
 	if err = a.recordable(); err == nil {
-		out, err = a.engine.SetLimit(by, name, spec)
+		out, err = a.engine.SetLimit(by, name, spec, confirm)
 	}
 	a.record(by, "set-limit", name, spec, err)
 	return out, err
@@ -266,12 +266,28 @@ func (a audited) SetPanic(by state.Actor, on bool) error {
 }
 
 // Reload reads the configuration again.
-func (a audited) Reload(by state.Actor) (err error) {
+func (a audited) Reload(by state.Actor, confirm state.Duration) (out state.ReloadResponse, err error) {
 	if err = a.recordable(); err == nil {
-		err = a.engine.Reload(by)
+		out, err = a.engine.Reload(by, confirm)
 	}
-	a.record(by, "reload", "", nil, err)
-	return err
+	a.record(by, "reload", "", onTrialOf(out.Trial), err)
+	return out, err
+}
+
+// Confirm keeps changes that are on trial.
+func (a audited) Confirm(by state.Actor, r state.ConfirmRequest) (out state.ConfirmResponse, err error) {
+	if err = a.recordable(); err == nil {
+		out, err = a.engine.Confirm(by, r)
+	}
+	a.record(by, "confirm", "", out.Confirmed, err)
+	return out, err
+}
+
+func onTrialOf(t *state.Trial) any {
+	if t == nil {
+		return nil
+	}
+	return t
 }
 
 // Authenticate says who shows a token.

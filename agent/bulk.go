@@ -170,9 +170,16 @@ func (b *bulk) defaults(item state.BanItem) state.BanItem {
 // commit decides on a part.
 func (b *bulk) commit() error {
 	out := b.outcomes[:len(b.proposals)]
+	b.trials.order.RLock()
+	defer b.trials.order.RUnlock()
 	err := b.reconciler.Change(func() error {
 		if err := b.state.ProposeBriefly(b.proposals, out); err != nil {
 			return err
+		}
+		if b.state.OnTrial() {
+			if err := b.state.Release(bannedThings(b.proposals, out)); err != nil {
+				return err
+			}
 		}
 		if b.request.Whole {
 			for i := range out {

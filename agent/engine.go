@@ -27,7 +27,8 @@ import (
 type engine struct {
 	version string
 	started time.Time
-	load    func() (*config.Config, error)
+	file    string
+	overlay func(*config.Config) error
 	log     *slog.Logger
 	level   *slog.LevelVar
 	clock   state.Clock
@@ -45,6 +46,7 @@ type engine struct {
 	events     *events.Hub
 	ready      atomic.Bool
 
+	trials   trials
 	bulk     sync.Mutex // held by a bulk that is done whole
 	settings sync.Mutex // held while limits, allows, interfaces or the configuration change
 
@@ -69,7 +71,11 @@ func (e *engine) Ban(by state.Actor, r state.BanRequest) (state.BanResponse, err
 		}
 		proposals, places = append(proposals, p), append(places, i)
 	}
-	return e.propose(proposals, places, results)
+	t := state.Trial{About: state.AboutBan, Actor: by.String()}
+	if r.Confirm != 0 && len(proposals) > 0 {
+		t.What = many("ban", len(proposals), state.PrefixString(proposals[0].Prefix))
+	}
+	return e.propose(t, r.Confirm, proposals, places, results)
 }
 
 func (e *engine) proposal(by state.Actor, item state.BanItem, force bool) (state.Proposal, *state.Error) {
@@ -126,7 +132,7 @@ func (e *engine) Unban(by state.Actor, r state.UnbanRequest) (state.BanResponse,
 		proposals = append(proposals, state.Proposal{Prefix: prefix, Origin: origin, Actor: by.String(), Remove: true, All: r.All, Bounds: by.Bounds})
 		places = append(places, i)
 	}
-	return e.propose(proposals, places, results)
+	return e.propose(state.Trial{}, 0, proposals, places, results)
 }
 
 // unbanOrigin takes every claim of an origin back.
@@ -140,21 +146,31 @@ func (e *engine) unbanOrigin(by state.Actor, origin state.Origin, all bool) (sta
 	for i, p := range prefixes {
 		proposals[i], places[i] = state.Proposal{Prefix: p, Origin: origin, Actor: by.String(), Remove: true, Bounds: by.Bounds}, i
 	}
-	return e.propose(proposals, places, make([]state.BanResult, len(prefixes)))
+	return e.propose(state.Trial{}, 0, proposals, places, make([]state.BanResult, len(prefixes)))
 }
 
 // propose takes proposals to the state and to the kernel, and puts their answers at their places.
 // What the kernel does not take is taken back from the state.
-func (e *engine) propose(proposals []state.Proposal, places []int, results []state.BanResult) (state.BanResponse, error) {
+func (e *engine) propose(t state.Trial, confirm state.Duration, proposals []state.Proposal, places []int, results []state.BanResult) (state.BanResponse, error) {
 	var outcomes []state.Outcome
-	err := e.reconciler.Change(func() (err error) {
-		outcomes, err = e.decide(proposals)
-		return err
+	var things []state.Thing
+	if confirm != 0 {
+		things = banThings(proposals)
+	}
+	began, err := e.onTrial(t, confirm, nil, things, func() ([]state.Thing, error) {
+		err := e.reconciler.Change(func() (err error) {
+			outcomes, err = e.decide(proposals)
+			return err
+		})
+		if err != nil || confirm == 0 && !e.state.OnTrial() {
+			return nil, err
+		}
+		return bannedThings(proposals, outcomes), nil
 	})
 	if err != nil {
 		return state.BanResponse{}, err
 	}
-	r := state.BanResponse{Bans: results}
+	r := state.BanResponse{Bans: results, Trial: began}
 	for i := range outcomes {
 		results[places[i]] = resultOf(&outcomes[i])
 	}
@@ -254,7 +270,11 @@ func (e *engine) Allow(by state.Actor, r state.AllowRequest) (state.AllowRespons
 		}
 		proposals = append(proposals, p)
 	}
-	return e.proposeAllows(prefixes, proposals)
+	t := state.Trial{About: state.AboutAllow, Actor: by.String()}
+	if len(prefixes) > 0 {
+		t.What = many("allow", len(prefixes), prefixes[0])
+	}
+	return e.proposeAllows(t, r.Confirm, prefixes, proposals)
 }
 
 // Unallow takes allow entries back.
@@ -265,26 +285,43 @@ func (e *engine) Unallow(_ state.Actor, r state.UnallowRequest) (state.AllowResp
 		p.Prefix.Prefix, _ = state.ParsePrefix(text) // what is none is refused below
 		proposals = append(proposals, p)
 	}
-	return e.proposeAllows(r.Prefixes, proposals)
+	return e.proposeAllows(state.Trial{}, 0, r.Prefixes, proposals)
 }
 
-func (e *engine) proposeAllows(prefixes []string, proposals []state.AllowProposal) (state.AllowResponse, error) {
+func (e *engine) proposeAllows(t state.Trial, confirm state.Duration, prefixes []string, proposals []state.AllowProposal) (state.AllowResponse, error) {
 	e.settings.Lock()
 	defer e.settings.Unlock()
 	var outcomes []state.AllowOutcome
-	err := e.reconciler.ChangeSettings(func() (err error) {
-		if outcomes, err = e.state.ProposeAllows(proposals); err != nil {
-			return err
+	var things []state.Thing
+	for i := range proposals {
+		if p := proposals[i].Prefix.Prefix; p.IsValid() {
+			things = append(things, state.Thing{About: state.AboutAllow, Name: p.Masked().String()})
 		}
-		if err := e.reconciler.SyncAllows(); err != nil {
-			return errors.Join(err, e.state.RevertAllows(outcomes), e.reconciler.SyncAllows())
+	}
+	began, err := e.onTrial(t, confirm, nil, things, func() (changed []state.Thing, err error) {
+		err = e.reconciler.ChangeSettings(func() (err error) {
+			if outcomes, err = e.state.ProposeAllows(proposals); err != nil {
+				return err
+			}
+			if err := e.reconciler.SyncAllows(); err != nil {
+				return errors.Join(err, e.state.RevertAllows(outcomes), e.reconciler.SyncAllows())
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
 		}
-		return nil
+		for i := range outcomes {
+			if outcomes[i].Status != state.StatusRefused {
+				changed = append(changed, state.Thing{About: state.AboutAllow, Name: outcomes[i].Prefix.String()})
+			}
+		}
+		return changed, nil
 	})
 	if err != nil {
 		return state.AllowResponse{}, err
 	}
-	r := state.AllowResponse{Allow: make([]state.AllowResult, len(outcomes))}
+	r := state.AllowResponse{Allow: make([]state.AllowResult, len(outcomes)), Trial: began}
 	for i, o := range outcomes {
 		r.Allow[i] = state.AllowResult{Prefix: o.Prefix.String(), Status: o.Status, Allow: o.Allow, Notes: o.Notes, Error: o.Error}
 		if _, err := state.ParsePrefix(prefixes[i]); err != nil {
@@ -303,10 +340,22 @@ func (e *engine) proposeAllows(prefixes []string, proposals []state.AllowProposa
 func (e *engine) Allows() []state.Allow { return e.state.Allows() }
 
 // SetLimit makes or replaces a limit of the run time.
-func (e *engine) SetLimit(by state.Actor, name string, spec state.LimitSpec) (state.LimitView, error) {
+func (e *engine) SetLimit(by state.Actor, name string, spec state.LimitSpec, confirm state.Duration) (state.LimitView, error) {
 	e.settings.Lock()
 	defer e.settings.Unlock()
-	err := e.reconciler.ChangeSettings(func() error {
+	things := []state.Thing{{About: state.AboutLimit, Name: name}}
+	began, err := e.onTrial(state.Trial{About: state.AboutLimit, What: "set the limit " + name, Actor: by.String()}, confirm, nil, things,
+		func() ([]state.Thing, error) { return things, e.setLimit(by, name, spec) })
+	if err != nil {
+		return state.LimitView{}, err
+	}
+	view, err := e.Limit(name)
+	view.Trial = began
+	return view, err
+}
+
+func (e *engine) setLimit(by state.Actor, name string, spec state.LimitSpec) error {
+	return e.reconciler.ChangeSettings(func() error {
 		_, before, err := e.state.SetLimit(name, spec, by.String())
 		if err != nil {
 			return err
@@ -322,26 +371,26 @@ func (e *engine) SetLimit(by state.Actor, name string, spec state.LimitSpec) (st
 		}
 		return errors.Join(err, undo, e.reconciler.SyncLimits())
 	})
-	if err != nil {
-		return state.LimitView{}, err
-	}
-	return e.Limit(name)
 }
 
 // RemoveLimit takes a limit of the run time back.
 func (e *engine) RemoveLimit(_ state.Actor, name string) error {
 	e.settings.Lock()
 	defer e.settings.Unlock()
-	return e.reconciler.ChangeSettings(func() error {
-		if err := e.state.RemoveLimit(name); err != nil {
-			return err
-		}
-		return e.reconciler.SyncLimits()
+	things := []state.Thing{{About: state.AboutLimit, Name: name}}
+	_, err := e.onTrial(state.Trial{}, 0, nil, things, func() ([]state.Thing, error) {
+		return things, e.reconciler.ChangeSettings(func() error {
+			if err := e.state.RemoveLimit(name); err != nil {
+				return err
+			}
+			return e.reconciler.SyncLimits()
+		})
 	})
+	return err
 }
 
 // Attach shields an interface, now and after a restart.
-func (e *engine) Attach(_ state.Actor, r state.AttachRequest) (state.InterfaceView, error) {
+func (e *engine) Attach(by state.Actor, r state.AttachRequest) (state.InterfaceView, error) {
 	e.settings.Lock()
 	defer e.settings.Unlock()
 	if r.Mode == "" {
@@ -350,27 +399,38 @@ func (e *engine) Attach(_ state.Actor, r state.AttachRequest) (state.InterfaceVi
 	if err := state.CheckInterface(r.Name, r.Mode); err != nil {
 		return state.InterfaceView{}, err
 	}
-	had := e.attached(r.Name)
-	if _, err := e.shield.Attach(r.Name, kernelMode(r.Mode)); err != nil {
-		return state.InterfaceView{}, attachError(r.Name, err)
-	}
-	if err := e.state.RememberAttached(r.Name, r.Mode); err != nil {
-		if !had {
-			err = errors.Join(err, e.shield.Detach(r.Name))
-		}
+	things := []state.Thing{{About: state.AboutInterface, Name: r.Name}}
+	began, err := e.onTrial(state.Trial{About: state.AboutInterface, What: "attach " + r.Name, Actor: by.String()}, r.Confirm, nil, things,
+		func() ([]state.Thing, error) { return things, e.attach(r) })
+	if err != nil {
 		return state.InterfaceView{}, err
 	}
-	e.trouble(r.Name, "")
 	views, err := e.Interfaces()
 	if err != nil {
 		return state.InterfaceView{}, err
 	}
 	for _, v := range views {
 		if v.Name == r.Name {
+			v.Trial = began
 			return v, nil
 		}
 	}
-	return state.InterfaceView{Name: r.Name}, nil
+	return state.InterfaceView{Name: r.Name, Trial: began}, nil
+}
+
+func (e *engine) attach(r state.AttachRequest) error {
+	had := e.attached(r.Name)
+	if _, err := e.shield.Attach(r.Name, kernelMode(r.Mode)); err != nil {
+		return attachError(r.Name, err)
+	}
+	if err := e.state.RememberAttached(r.Name, r.Mode); err != nil {
+		if !had {
+			err = errors.Join(err, e.shield.Detach(r.Name))
+		}
+		return err
+	}
+	e.trouble(r.Name, "")
+	return nil
 }
 
 func (e *engine) attached(name string) bool {
@@ -423,14 +483,18 @@ func (e *engine) Detach(_ state.Actor, name string) error {
 	if err := state.CheckInterface(name, ""); err != nil {
 		return err
 	}
-	i, known := e.state.Interface(name)
-	_, _, wanted := i.Wanted()
-	err := e.shield.Detach(name)
-	if err != nil && (!errors.Is(err, loader.ErrNotAttached) || !known || !wanted) {
-		return attachError(name, err)
-	}
-	e.trouble(name, "")
-	return e.state.RememberDetached(name)
+	things := []state.Thing{{About: state.AboutInterface, Name: name}}
+	_, err := e.onTrial(state.Trial{}, 0, nil, things, func() ([]state.Thing, error) {
+		i, known := e.state.Interface(name)
+		_, _, wanted := i.Wanted()
+		err := e.shield.Detach(name)
+		if err != nil && (!errors.Is(err, loader.ErrNotAttached) || !known || !wanted) {
+			return nil, attachError(name, err)
+		}
+		e.trouble(name, "")
+		return things, e.state.RememberDetached(name)
+	})
+	return err
 }
 
 // Panic tells whether everything passes.
@@ -448,24 +512,35 @@ func (e *engine) SetPanic(by state.Actor, on bool) error {
 }
 
 // Reload reads the configuration again. All of it is in force then, or nothing has changed.
-func (e *engine) Reload(_ state.Actor) error {
+func (e *engine) Reload(by state.Actor, confirm state.Duration) (state.ReloadResponse, error) {
 	e.settings.Lock()
 	defer e.settings.Unlock()
 	next, err := e.load()
 	if err != nil {
-		return &state.Error{Code: state.CodeInvalid, Field: "configuration", Detail: err.Error() + "\nnothing was changed"}
+		return state.ReloadResponse{}, &state.Error{Code: state.CodeInvalid, Field: "configuration", Detail: err.Error() + "\nnothing was changed"}
 	}
 	before := e.config.Load()
 	if names := before.NeedsRestart(next); len(names) > 0 {
-		return &state.Error{Code: state.CodeConflict, Field: "configuration", Value: fmt.Sprint(names),
+		return state.ReloadResponse{}, &state.Error{Code: state.CodeConflict, Field: "configuration", Value: fmt.Sprint(names),
 			Detail: "differs and takes a restart of the daemon to change; nothing was changed. The shield stands during a restart"}
 	}
-	if err := e.configure(before, next); err != nil {
-		return errors.Join(err, e.configure(next, before))
+	if r := e.state.Rejected(); r != nil && r.Tried == next.Sum() && by.Kind == state.ActorDaemon {
+		return state.ReloadResponse{}, &state.Error{Code: state.CodeRefused, Field: "configuration", Detail: e.unconfirmed() + "; nothing was changed"}
 	}
-	e.config.Store(next)
+	things := []state.Thing{{About: state.AboutConfig}}
+	began, err := e.onTrial(state.Trial{About: state.AboutConfig, What: "reload the configuration", Actor: by.String()}, confirm, textOf(before, next), things,
+		func() ([]state.Thing, error) {
+			if err := e.configure(before, next); err != nil {
+				return nil, errors.Join(err, e.configure(next, before))
+			}
+			e.config.Store(next)
+			return things, e.state.Reject(nil)
+		})
+	if err != nil {
+		return state.ReloadResponse{}, err
+	}
 	e.log.Info("the configuration was read again and is in force")
-	return nil
+	return state.ReloadResponse{Trial: began}, nil
 }
 
 // configure brings everything from one configuration to another.

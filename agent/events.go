@@ -111,8 +111,8 @@ func (t telling) allowed(by state.Actor, results []state.AllowResult) {
 }
 
 // SetLimit makes or replaces a limit.
-func (t telling) SetLimit(by state.Actor, name string, spec state.LimitSpec) (state.LimitView, error) {
-	out, err := t.audited.SetLimit(by, name, spec)
+func (t telling) SetLimit(by state.Actor, name string, spec state.LimitSpec, confirm state.Duration) (state.LimitView, error) {
+	out, err := t.audited.SetLimit(by, name, spec, confirm)
 	t.changed(err, state.AboutLimit, state.StatusChanged, name, by)
 	return out, err
 }
@@ -150,10 +150,10 @@ func (t telling) SetPanic(by state.Actor, on bool) error {
 }
 
 // Reload reads the configuration again.
-func (t telling) Reload(by state.Actor) error {
-	err := t.audited.Reload(by)
+func (t telling) Reload(by state.Actor, confirm state.Duration) (state.ReloadResponse, error) {
+	out, err := t.audited.Reload(by, confirm)
 	t.changed(err, state.AboutConfig, state.OpReloaded, "", by)
-	return err
+	return out, err
 }
 
 func (t telling) changed(err error, about state.Subject, op state.Status, subject string, by state.Actor) {

@@ -58,7 +58,7 @@ func TestProtected(t *testing.T) {
 	d.system.mu.Lock()
 	d.system.fail, d.system.own = nil, nil
 	d.system.mu.Unlock()
-	d.text = "interfaces: [eth0]\nprotect: {ssh: false}\n"
+	d.write("interfaces: [eth0]\nprotect: {ssh: false}\n")
 	d.reloadNow()
 	if got := k.allowed(); got != "" {
 		t.Errorf("in the kernel: %s", got)

@@ -399,6 +399,7 @@ func (e *engine) Status(ctx context.Context, d time.Duration) (state.Overview, e
 		Tables: e.tablesView(tracked), Untracked: last.stats[bpf.StatUntracked], Reconcile: e.reconciler.Last(),
 	}
 	o.Allows, o.Protected = e.countAllows()
+	o.Trials = e.state.Trials()
 	if d > 0 {
 		o.Sampled = state.Duration(last.at.Sub(first.at).Round(time.Millisecond))
 	}
@@ -509,6 +510,7 @@ func (e *engine) Health() state.Health {
 	case last.Drift > 0:
 		problems = append(problems, fmt.Sprintf("%d entries of the kernel's tables differed from the state and were put right: something else writes them", last.Drift))
 	}
+	problems = append(problems, e.trialProblems()...)
 	if p := e.finder.Problem(); p != "" {
 		problems = append(problems, "protected addresses could not all be found, those known before stay protected: "+p)
 	}

@@ -31,7 +31,7 @@ type Backend interface {
 
 	Limits() ([]state.LimitView, error)
 	Limit(name string) (state.LimitView, error)
-	SetLimit(by state.Actor, name string, spec state.LimitSpec) (state.LimitView, error)
+	SetLimit(by state.Actor, name string, spec state.LimitSpec, confirm state.Duration) (state.LimitView, error)
 	RemoveLimit(by state.Actor, name string) error
 
 	Interfaces() ([]state.InterfaceView, error)
@@ -44,7 +44,9 @@ type Backend interface {
 
 	Panic() bool
 	SetPanic(by state.Actor, on bool) error
-	Reload(by state.Actor) error
+	Reload(by state.Actor, confirm state.Duration) (state.ReloadResponse, error)
+	Trials() state.TrialList
+	Confirm(by state.Actor, r state.ConfirmRequest) (state.ConfirmResponse, error)
 
 	Events(by state.Actor, f state.EventFilter) (EventReader, error)
 
@@ -241,9 +243,14 @@ func (b backend) limits(api huma.API) {
 	huma.Register(api, operation(state.ScopeLimit, http.MethodPut, "/v1/limits/{name}", "set-limit", "Make or replace a limit"),
 		func(ctx context.Context, in *struct {
 			LimitName
+			OnTrial
 			Body state.LimitSpec
 		}) (*answer[state.LimitView], error) {
-			return reply1(b.SetLimit(actorOf(ctx), in.Name, in.Body))
+			d, err := in.duration()
+			if err != nil {
+				return nil, problemOf(err)
+			}
+			return reply1(b.SetLimit(actorOf(ctx), in.Name, in.Body, d))
 		})
 	huma.Register(api, operation(state.ScopeLimit, http.MethodDelete, "/v1/limits/{name}", "remove-limit", "Take a limit of the run time back"),
 		func(ctx context.Context, in *LimitName) (*none, error) {
@@ -324,6 +331,13 @@ func (b backend) switches(api huma.API) {
 			err := b.SetPanic(actorOf(ctx), in.Body.On)
 			return reply1(state.PanicSwitch{On: in.Body.On}, err)
 		})
+	b.trials(api)
 	huma.Register(api, operation(state.ScopeAdmin, http.MethodPost, "/v1/config/reload", "reload", "Read the configuration file again: all of it is in force then, or nothing has changed"),
-		func(ctx context.Context, _ *none) (*none, error) { return nil, problemOf(b.Reload(actorOf(ctx))) })
+		func(ctx context.Context, in *OnTrial) (*answer[state.ReloadResponse], error) {
+			d, err := in.duration()
+			if err != nil {
+				return nil, problemOf(err)
+			}
+			return reply1(b.Reload(actorOf(ctx), d))
+		})
 }

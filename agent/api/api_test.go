@@ -45,7 +45,7 @@ func (s *stub) Unallow(state.Actor, state.UnallowRequest) (state.AllowResponse, 
 	s.asked++
 	return state.AllowResponse{}, s.err
 }
-func (s *stub) SetLimit(state.Actor, string, state.LimitSpec) (state.LimitView, error) {
+func (s *stub) SetLimit(state.Actor, string, state.LimitSpec, state.Duration) (state.LimitView, error) {
 	s.asked++
 	return state.LimitView{}, s.err
 }

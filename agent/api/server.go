@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"time"
 
@@ -46,6 +47,7 @@ type Config struct {
 	Version string
 	Backend Backend
 	Audit   Audit                        // told of refusals; may be nil
+	Known   func(netip.Addr)             // told where somebody is who has proved from another host who it is; may be nil
 	Observe func(route string, code int) // told of every answer; may be nil
 	Log     *slog.Logger
 }

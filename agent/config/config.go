@@ -1,7 +1,9 @@
 package config
 
 import (
+	"crypto/sha256"
 	_ "embed"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -51,7 +54,9 @@ type Config struct {
 	Compile    Compile                    `json:"compile"`
 
 	file  string
+	text  []byte         // of the file; nil if there is none
 	lines map[string]int // of every setting that the file makes
+	flags map[string]string
 }
 
 // Interface is an interface to shield.
@@ -181,7 +186,7 @@ func Load(path string) (*Config, error) {
 // Parse reads a file's text. The error is an *Error with every problem that was found.
 func Parse(file string, text []byte) (*Config, error) {
 	c := Default()
-	c.file = file
+	c.file, c.text = file, slices.Clone(text)
 	d := newDecoder(file, text)
 	d.decode(c)
 	c.lines = d.lines()
@@ -195,6 +200,18 @@ func Parse(file string, text []byte) (*Config, error) {
 		return nil, d.err()
 	}
 	return c, nil
+}
+
+// Text returns the text of the file, and whether there was none.
+func (c *Config) Text() (text []byte, none bool) { return c.text, c.file == "" }
+
+// Sum names the text of the file: the same for the same text.
+func (c *Config) Sum() string {
+	if c.file == "" {
+		return "none"
+	}
+	sum := sha256.Sum256(c.text)
+	return hex.EncodeToString(sum[:])
 }
 
 // complete gives what can be written in several ways one form.

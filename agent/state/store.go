@@ -86,6 +86,7 @@ type memory struct {
 	wall       int64 // the wall clock at the last commit, ns
 	allows     allowTable
 	proxies    *bart.Table[Prefix]
+	trials     trials
 	limits     limitTable
 	interfaces map[string]Interface
 	tokens     *tokenTable
@@ -362,6 +363,9 @@ func (s *Store) load(tx *bbolt.Tx) error {
 		return damaged("%w", err)
 	}
 	if err := s.loadSettings(tx); err != nil {
+		return damaged("%w", err)
+	}
+	if err := s.loadTrials(tx); err != nil {
 		return damaged("%w", err)
 	}
 	if err := s.loadTokens(tx); err != nil {

@@ -9,8 +9,9 @@ import (
 
 // BanRequest asks for bans. Each gets its own answer.
 type BanRequest struct {
-	Bans  []BanItem `json:"bans" minItems:"1" maxItems:"10000" doc:"The bans that are asked for"`
-	Force bool      `json:"force,omitempty" doc:"Also prefixes wider than /8 (IPv4) or /19 (IPv6)"`
+	Bans    []BanItem `json:"bans" minItems:"1" maxItems:"10000" doc:"The bans that are asked for"`
+	Force   bool      `json:"force,omitempty" doc:"Also prefixes wider than /8 (IPv4) or /19 (IPv6), or with protected addresses within them"`
+	Confirm Duration  `json:"confirm,omitzero" doc:"Take it back after this time, unless it is confirmed; absent: not" example:"60s"`
 }
 
 // BanItem is one ban that is asked for.
@@ -54,6 +55,7 @@ type BanResponse struct {
 	Done      int         `json:"done"`
 	Refused   int         `json:"refused"`
 	Protected int         `json:"protected,omitempty" doc:"How many of the refused would have touched a protected address"`
+	Trial     *Trial      `json:"trial,omitempty" doc:"Present if it has to be confirmed"`
 }
 
 // BanPage is a page of claims, the newest first.
@@ -65,7 +67,8 @@ type BanPage struct {
 
 // AllowRequest asks for allow entries.
 type AllowRequest struct {
-	Allow []AllowItem `json:"allow" minItems:"1" maxItems:"10000"`
+	Allow   []AllowItem `json:"allow" minItems:"1" maxItems:"10000"`
+	Confirm Duration    `json:"confirm,omitzero" doc:"Take it back after this time, unless it is confirmed; absent: not" example:"60s"`
 }
 
 // AllowItem is one allow entry that is asked for.
@@ -95,6 +98,7 @@ type AllowResponse struct {
 	Allow   []AllowResult `json:"allow"`
 	Done    int           `json:"done"`
 	Refused int           `json:"refused"`
+	Trial   *Trial        `json:"trial,omitempty" doc:"Present if it has to be confirmed"`
 }
 
 // AllowList is every allow entry.
@@ -107,6 +111,7 @@ type LimitView struct {
 	Limit
 	Exceeded []Exceeded   `json:"exceeded" doc:"By threshold, since the tables were made"`
 	Sources  []SourceView `json:"top,omitempty" doc:"Whom it drops most"`
+	Trial    *Trial       `json:"trial,omitempty" doc:"Present if it was just set, and has to be confirmed"`
 }
 
 // Exceeded is how many packets broke a threshold of a limit.
@@ -134,6 +139,7 @@ type InterfaceView struct {
 	Ifindex    int           `json:"ifindex,omitempty"`
 	ProgramID  uint32        `json:"program_id,omitempty"`
 	ProgramTag string        `json:"program_tag,omitempty"`
+	Trial      *Trial        `json:"trial,omitempty" doc:"Present if it was just attached, and that has to be confirmed"`
 }
 
 // InterfaceList is every interface that is shielded, or that is to be.
@@ -143,8 +149,29 @@ type InterfaceList struct {
 
 // AttachRequest asks for an interface to be shielded.
 type AttachRequest struct {
-	Name string        `json:"name" minLength:"1" maxLength:"15" example:"eth0"`
-	Mode InterfaceMode `json:"mode,omitempty" enum:"auto,native,generic" doc:"By default auto: native, then generic"`
+	Name    string        `json:"name" minLength:"1" maxLength:"15" example:"eth0"`
+	Mode    InterfaceMode `json:"mode,omitempty" enum:"auto,native,generic" doc:"By default auto: native, then generic"`
+	Confirm Duration      `json:"confirm,omitzero" doc:"Take it back after this time, unless it is confirmed; absent: not" example:"60s"`
+}
+
+// ReloadResponse answers a request to read the configuration again.
+type ReloadResponse struct {
+	Trial *Trial `json:"trial,omitempty" doc:"Present if it has to be confirmed"`
+}
+
+// ConfirmRequest keeps changes that are on trial.
+type ConfirmRequest struct {
+	IDs []string `json:"ids,omitempty" maxItems:"10000" doc:"Which; absent: all"`
+}
+
+// ConfirmResponse says what is kept.
+type ConfirmResponse struct {
+	Confirmed []Trial `json:"confirmed"`
+}
+
+// TrialList is every change that is on trial.
+type TrialList struct {
+	Trials []Trial `json:"trials"`
 }
 
 // SourceView is one tracked source.
@@ -321,6 +348,7 @@ type Overview struct {
 		Lost    int `json:"lost"`
 	} `json:"events" doc:"Sampled packets"`
 	Reconcile Reconciled `json:"reconcile"`
+	Trials    []Trial    `json:"trials,omitempty" doc:"What is taken back unless it is confirmed"`
 }
 
 // Reconciled is what the last full comparison of state and kernel found.

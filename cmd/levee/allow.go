@@ -21,8 +21,8 @@ func (a *app) allowCommand() *cobra.Command {
 
 func (a *app) allowAddCommand() *cobra.Command {
 	var (
-		noLimits      bool
-		reason, lasts string
+		noLimits               bool
+		reason, lasts, confirm string
 	)
 	cmd := &cobra.Command{
 		Use:   "add PREFIX… | -",
@@ -35,17 +35,22 @@ With - the list is read from stdin, one prefix a line.`,
   levee allow add 203.0.113.0/24 --for 2h --reason "load test"`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.allowAdd(cmd.Context(), args, noLimits, reason, lasts)
+			return a.allowAdd(cmd.Context(), args, noLimits, reason, lasts, confirm)
 		},
 	}
 	cmd.Flags().BoolVar(&noLimits, "no-limits", false, "exempt from limits, too")
 	cmd.Flags().StringVar(&reason, "reason", "", "why, for whoever asks later")
 	cmd.Flags().StringVar(&lasts, "for", "", "how long, as 90s, 4h or 1d (default: until it is taken back)")
+	confirmFlag(cmd, &confirm)
 	must(cmd.RegisterFlagCompletionFunc("for", fixed("10m", "1h", "4h", "1d", "1w")))
 	return cmd
 }
 
-func (a *app) allowAdd(ctx context.Context, args []string, noLimits bool, reason, lasts string) error {
+func (a *app) allowAdd(ctx context.Context, args []string, noLimits bool, reason, lasts, confirm string) error {
+	onTrial, err := parseConfirm(confirm)
+	if err != nil {
+		return err
+	}
 	if lasts != "" {
 		d, err := state.ParseDuration(lasts)
 		if err != nil {
@@ -63,7 +68,7 @@ func (a *app) allowAdd(ctx context.Context, args []string, noLimits bool, reason
 	if len(prefixes) > batch {
 		return usage("%s prefixes are more than the %s that can be allowed at once", count(len(prefixes)), count(batch))
 	}
-	var r state.AllowRequest
+	r := state.AllowRequest{Confirm: onTrial}
 	for _, p := range prefixes {
 		spec := state.AllowSpec{Prefix: state.Prefix{Prefix: p}, NoLimits: noLimits, Comment: reason}
 		if err := spec.Validate(); err != nil {
@@ -148,6 +153,7 @@ func (a *app) allowAnswer(answer state.AllowResponse) error {
 			return err
 		}
 	}
+	a.onTrial(answer.Trial)
 	return ofBatch(answer.Done, failed)
 }
 

@@ -14,7 +14,7 @@ import (
 )
 
 func (a *app) attachCommand() *cobra.Command {
-	var mode string
+	var mode, confirm string
 	cmd := &cobra.Command{
 		Use:   "attach IFACE…",
 		Short: "Shield interfaces",
@@ -23,15 +23,20 @@ levee detach takes it off. Another program on an interface is never replaced.`,
 		Example: `  levee attach eth0
   levee attach eth1 --mode generic`,
 		Args: cobra.MinimumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error { return a.attach(cmd.Context(), args, mode) },
+		RunE: func(cmd *cobra.Command, args []string) error { return a.attach(cmd.Context(), args, mode, confirm) },
 	}
 	cmd.Flags().StringVar(&mode, "mode", string(state.ModeAuto), "native (in the driver), generic (behind it), or auto: native, else generic")
+	confirmFlag(cmd, &confirm)
 	must(cmd.RegisterFlagCompletionFunc("mode", fixed("auto", "native", "generic")))
 	cmd.ValidArgsFunction = a.completeInterfaces
 	return cmd
 }
 
-func (a *app) attach(ctx context.Context, names []string, mode string) error {
+func (a *app) attach(ctx context.Context, names []string, mode, confirm string) error {
+	onTrial, err := parseConfirm(confirm)
+	if err != nil {
+		return err
+	}
 	for _, name := range names {
 		if err := state.CheckInterface(name, state.InterfaceMode(mode)); err != nil {
 			return &usageError{err}
@@ -40,7 +45,7 @@ func (a *app) attach(ctx context.Context, names []string, mode string) error {
 	c := a.client()
 	defer c.Close()
 	done, failed, err := eachOf(a, names, func(name string) (state.InterfaceView, error) {
-		return c.Attach(ctx, state.AttachRequest{Name: name, Mode: state.InterfaceMode(mode)})
+		return c.Attach(ctx, state.AttachRequest{Name: name, Mode: state.InterfaceMode(mode), Confirm: onTrial})
 	})
 	if err != nil {
 		return err
@@ -59,6 +64,7 @@ func (a *app) attach(ctx context.Context, names []string, mode string) error {
 		default:
 			a.say("%s is shielded in %s mode", v.Name, v.Mode)
 		}
+		a.onTrial(v.Trial)
 	}
 	return ofEach(len(done), failed)
 }

@@ -17,8 +17,8 @@ import (
 const maxLines = 25
 
 type banFlags struct {
-	lasts, reason, origin string
-	monitor, force        bool
+	lasts, reason, origin, confirm string
+	monitor, force                 bool
 }
 
 func (a *app) banCommand() *cobra.Command {
@@ -42,7 +42,8 @@ Allow entries win over bans. Prefixes wider than /8 (IPv4) or /19 (IPv6) need --
 	flags.StringVar(&f.reason, "reason", "", "why, for whoever asks later")
 	flags.StringVar(&f.origin, "origin", string(state.OriginOperator), "who speaks")
 	flags.BoolVar(&f.monitor, "monitor", false, "count what would be dropped, and pass it")
-	flags.BoolVar(&f.force, "force", false, "also prefixes wider than /8 or /19")
+	flags.BoolVar(&f.force, "force", false, "also prefixes wider than /8 or /19, or with protected addresses within them")
+	confirmFlag(cmd, &f.confirm)
 	must(cmd.RegisterFlagCompletionFunc("origin", a.completeOrigins))
 	must(cmd.RegisterFlagCompletionFunc("for", fixed("10m", "1h", "4h", "1d", "1w")))
 	return cmd
@@ -67,12 +68,16 @@ func (a *app) ban(ctx context.Context, f banFlags, args []string) error {
 	if err := like.Validate(); err != nil {
 		return inFlag(err.Field, err)
 	}
+	confirm, err := parseConfirm(f.confirm)
+	if err != nil {
+		return err
+	}
 	prefixes, err := a.prefixes(args)
 	if err != nil || len(prefixes) == 0 {
 		return err
 	}
 	return a.inBatches(prefixes, func(c *client.Client, part []netip.Prefix) (state.BanResponse, error) {
-		r := state.BanRequest{Force: f.force}
+		r := state.BanRequest{Force: f.force, Confirm: confirm}
 		for _, p := range part {
 			item := state.BanItem{Prefix: p.String(), Origin: like.Origin, Reason: f.reason, Monitor: f.monitor}
 			if like.For > 0 {
@@ -163,11 +168,12 @@ func (a *app) inBatches(prefixes []netip.Prefix, send func(*client.Client, []net
 	c := a.patientClient(time.Minute)
 	defer c.Close()
 	var (
-		whole  = state.BanResponse{Bans: []state.BanResult{}}
-		failed []*state.Error
-		counts = map[state.Status]int{}
-		brief  = len(prefixes) > maxLines || prefixes == nil
-		parts  = slices.Collect(slices.Chunk(prefixes, batch))
+		whole   = state.BanResponse{Bans: []state.BanResult{}}
+		failed  []*state.Error
+		counts  = map[state.Status]int{}
+		onTrial []*state.Trial
+		brief   = len(prefixes) > maxLines || prefixes == nil
+		parts   = slices.Collect(slices.Chunk(prefixes, batch))
 	)
 	if prefixes == nil {
 		parts = [][]netip.Prefix{nil}
@@ -184,6 +190,10 @@ func (a *app) inBatches(prefixes []netip.Prefix, send func(*client.Client, []net
 		}
 		whole.Done += answer.Done
 		whole.Refused += answer.Refused
+		whole.Protected += answer.Protected
+		if answer.Trial != nil {
+			onTrial, whole.Trial = append(onTrial, answer.Trial), answer.Trial
+		}
 		for _, r := range answer.Bans {
 			counts[r.Status]++
 			if r.Error != nil {
@@ -210,6 +220,9 @@ func (a *app) inBatches(prefixes []netip.Prefix, send func(*client.Client, []net
 		}
 	} else if brief {
 		a.summary(counts)
+	}
+	for _, t := range onTrial {
+		a.onTrial(t)
 	}
 	return ofBatch(whole.Done, failed)
 }

@@ -71,20 +71,38 @@ default. What was set at run time lives in the daemon's state: see levee limit l
 			g.render()
 			return nil
 		},
-	}, &cobra.Command{
+	}, a.configReloadCommand())
+	return cmd
+}
+
+func (a *app) configReloadCommand() *cobra.Command {
+	var confirm string
+	cmd := &cobra.Command{
 		Use:   "reload",
 		Short: "Have the daemon read its file again",
-		Long:  "Have the daemon read its configuration file again: all of it is in force then, or nothing has changed.",
-		Args:  cobra.NoArgs,
+		Long: `Have the daemon read its configuration file again: all of it is in force then, or nothing has changed.
+With --confirm the configuration of before comes back unless levee confirm follows, and stays in force,
+also after a restart, until the file is another one.`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c := a.client()
-			defer c.Close()
-			if err := c.Reload(cmd.Context()); err != nil {
+			onTrial, err := parseConfirm(confirm)
+			if err != nil {
 				return err
 			}
+			c := a.client()
+			defer c.Close()
+			answer, err := c.ReloadOnTrial(cmd.Context(), onTrial)
+			if err != nil {
+				return err
+			}
+			if a.machine() {
+				return a.printJSON(answer)
+			}
 			a.say("the configuration was read again")
+			a.onTrial(answer.Trial)
 			return nil
 		},
-	})
+	}
+	confirmFlag(cmd, &confirm)
 	return cmd
 }

@@ -41,7 +41,7 @@ var thresholds = []struct {
 type limitFlags struct {
 	rates, bursts             map[string]*string
 	sources, services         []string
-	penalty, mode             string
+	penalty, mode, confirm    string
 	aggregate, aggregateBurst string
 	group4, group6            int
 	aggregate4, aggregate6    int
@@ -86,11 +86,16 @@ Begin with --mode monitor: it counts what it would drop, and drops nothing.`,
 	flags.IntVar(&f.aggregate6, "aggregate6", 0, "the aggregate's IPv6 prefix length (default 48)")
 	flags.BoolVar(&f.always, "aggregate-always", false, "charge it every packet, not only those of sources that found no room")
 	flags.BoolVar(&f.replace, "replace", false, "forget what the flags do not name")
+	confirmFlag(cmd, &f.confirm)
 	must(cmd.RegisterFlagCompletionFunc("mode", fixed("enforce", "monitor")))
 	return cmd
 }
 
 func (a *app) limitSet(ctx context.Context, flags *pflag.FlagSet, f *limitFlags, name string) error {
+	onTrial, err := parseConfirm(f.confirm)
+	if err != nil {
+		return err
+	}
 	if err := state.CheckLimitName(name); err != nil {
 		return &usageError{err}
 	}
@@ -118,7 +123,7 @@ func (a *app) limitSet(ctx context.Context, flags *pflag.FlagSet, f *limitFlags,
 	if err := spec.Validate(name); err != nil {
 		return hintOf(name, err)
 	}
-	set, err := c.SetLimit(ctx, name, spec)
+	set, err := c.SetLimitOnTrial(ctx, name, spec, onTrial)
 	if err != nil {
 		return err
 	}
@@ -132,6 +137,7 @@ func (a *app) limitSet(ctx context.Context, flags *pflag.FlagSet, f *limitFlags,
 		}
 		a.line("limit %s is %s", name, verb)
 		a.limitBlock(&set)
+		a.onTrial(set.Trial)
 	}
 	return nil
 }

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/levee-xdp/levee/agent"
+	"github.com/levee-xdp/levee/agent/config"
 	"github.com/levee-xdp/levee/agent/state"
 )
 
@@ -236,6 +237,7 @@ func overview() state.Overview {
 			{OriginCount: state.OriginCount{Origin: "operator", IPv4: 12, IPv6: 1}, Packets: 543, PerSecond: 0},
 			{OriginCount: state.OriginCount{Origin: "feed:spamhaus", IPv4: 1_204}, Packets: 9_876_000, PerSecond: 1_250_321},
 		},
+		Trials: []state.Trial{{ID: "t7", What: "ban 203.0.113.7", Actor: "root", Expires: noon.Add(41 * time.Second)}},
 		Allows: 2, Protected: 9, Limits: []state.LimitView{defaultLimit, monitoredLimit},
 		Tables:    []state.Table{{Table: "ipv4_bans", Entries: 1_216, Capacity: 4_194_304}, {Table: "sources", Entries: 500_000, Capacity: 524_288}},
 		Reconcile: state.Reconciled{Time: noon.Add(-12 * time.Second)},
@@ -264,6 +266,9 @@ func banAnswer(body []byte) any {
 		one := state.BanResult{Prefix: b.Prefix, Status: state.StatusAdded, Origin: b.Origin, Monitor: b.Monitor}
 		if b.For != "" {
 			one.Expires = noon.Add(time.Duration(must1(state.ParseDuration(b.For))))
+		}
+		if r.Confirm != 0 {
+			out.Trial = &state.Trial{ID: "t7", Expires: noon.Add(time.Duration(r.Confirm))}
 		}
 		if strings.HasPrefix(b.Prefix, "192.0.2.") {
 			one.Status, one.Error = state.StatusRefused, &state.Error{Code: state.CodeProtected, Field: "prefix", Value: b.Prefix, Detail: "is protected: it is this host's gateway"}
@@ -305,6 +310,7 @@ func allAnswers(f *fake) *fake {
 		on("DELETE /v1/interfaces/eth0", nil).
 		on("GET /v1/status", overview()).
 		on("GET /v1/sources", sources).
+		on("POST /v1/confirm", state.ConfirmResponse{Confirmed: []state.Trial{{ID: "t7", What: "ban 203.0.113.7"}}}).
 		on("PUT /v1/panic", state.PanicSwitch{On: true}).
 		on("POST /v1/config/reload", nil)
 }
@@ -350,6 +356,9 @@ func TestGolden(t *testing.T) {
 		{"detach", call{args: []string{"detach", "eth0"}}},
 		{"detach_all", call{args: []string{"detach", "--all"}}},
 		{"panic_on", call{args: []string{"panic", "on"}}},
+		{"ban_on_trial", call{args: []string{"ban", "203.0.113.7", "--confirm", "60s"}}},
+		{"ban_on_trial_bad", call{args: []string{"ban", "203.0.113.7", "--confirm", "10ms"}}},
+		{"confirm", call{args: []string{"confirm"}}},
 		{"config_reload", call{args: []string{"config", "reload"}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -611,7 +620,10 @@ func TestConfig(t *testing.T) {
 	if r.code != 0 || got.Config == nil {
 		t.Fatalf("run: exit %d, %q", r.code, r.stderr)
 	}
-	again, err := got.Load()
+	again, err := config.Load(got.File)
+	if err == nil {
+		err = got.Overlay(again)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

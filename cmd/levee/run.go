@@ -51,21 +51,18 @@ Without a file the defaults are in force: nothing is attached or limited until y
 }
 
 func (a *app) run(cmd *cobra.Command, f *runFlags) error {
-	load := func() (*config.Config, error) {
-		c, err := config.Load(f.config)
-		if err != nil {
-			return nil, err
-		}
-		return c, a.overlay(cmd, f, c)
-	}
-	c, err := load()
+	overlay := func(c *config.Config) error { return a.overlay(cmd, f, c) }
+	c, err := config.Load(f.config)
 	if err != nil {
+		return err
+	}
+	if err := overlay(c); err != nil {
 		return err
 	}
 	ctx, stop := a.interruptible(cmd.Context())
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	return a.daemon(ctx, agent.Options{Config: c, Load: load, File: f.config, Version: release(), Stderr: a.stderr})
+	return a.daemon(ctx, agent.Options{Config: c, Overlay: overlay, File: f.config, Version: release(), Stderr: a.stderr})
 }
 
 // overlay puts what the flags say over a configuration, and checks the whole.
