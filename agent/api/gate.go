@@ -39,10 +39,11 @@ type held struct {
 	// Guarded by the gate.
 	under  int           // requests under way
 	place  *list.Element // among those that wait; nil while a request is under way
+	since  time.Time     // when it began to wait
 	closed bool
 }
 
-// Accept returns the next connection that has a slot. It never waits for one to be free.
+// Accept returns the next connection that has a slot. It does not wait for anybody to leave.
 func (g *gate) Accept() (net.Conn, error) {
 	for {
 		c, err := g.Listener.Accept()
@@ -67,8 +68,21 @@ func isTemporary(err error) bool {
 	return errors.As(err, &e) && e.Temporary()
 }
 
+// grace is how long a connection may wait before it has to make room: who has just connected gets to
+// ask. A flood of connections is slowed down by it, to as many as there are slots in this time.
+const grace = 50 * time.Millisecond
+
 func (g *gate) admit(h *held) bool {
 	g.mu.Lock()
+	for front := g.waiting.Front(); g.taken >= g.most && front != nil; front = g.waiting.Front() {
+		young := grace - time.Since(front.Value.(*held).since)
+		if young <= 0 {
+			break
+		}
+		g.mu.Unlock()
+		time.Sleep(young)
+		g.mu.Lock()
+	}
 	if h.key != "" && (g.each > 0 && g.peers[h.key] >= g.each) {
 		g.mu.Unlock()
 		return false
@@ -87,7 +101,7 @@ func (g *gate) admit(h *held) bool {
 	if h.key != "" {
 		g.peers[h.key]++
 	}
-	h.place = g.waiting.PushBack(h)
+	h.wait()
 	g.mu.Unlock()
 	if out != nil {
 		_ = out.Conn.Close() // it is in nobody's use
@@ -143,8 +157,14 @@ func (h *held) end() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if h.under--; h.under == 0 && !h.closed {
-		h.place = g.waiting.PushBack(h)
+		h.wait()
 	}
+}
+
+// wait puts a connection behind those that wait; the gate's lock is held.
+func (h *held) wait() {
+	h.since = time.Now()
+	h.place = h.gate.waiting.PushBack(h)
 }
 
 // addressKey is the peer that an address belongs to: an IPv4 address, or an IPv6 /64, of which one
