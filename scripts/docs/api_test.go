@@ -198,8 +198,8 @@ func TestExamples(t *testing.T) {
 	}
 
 	cmd := exec.Command(filepath.Join(h.dir, "guarded"), "-listen", "127.0.0.1:0", "-socket", h.socket)
-	var log bytes.Buffer
-	cmd.Stderr = &log
+	var said bytes.Buffer
+	cmd.Stderr = &said
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -209,7 +209,7 @@ func TestExamples(t *testing.T) {
 	}
 	line, err := bufio.NewReader(stdout).ReadString('\n')
 	if err != nil {
-		t.Fatalf("guarded: %v\n%s", err, log.String())
+		t.Fatalf("guarded: %v\n%s", err, said.String())
 	}
 	base := "http://" + strings.TrimSpace(strings.TrimPrefix(line, "serving at "))
 	login := func(password string) *http.Response {
@@ -238,6 +238,6 @@ func TestExamples(t *testing.T) {
 		t.Error(err)
 	}
 	if err := cmd.Wait(); err != nil {
-		t.Errorf("guarded did not end cleanly: %v\n%s", err, log.String())
+		t.Errorf("guarded did not end cleanly: %v\n%s", err, said.String())
 	}
 }

@@ -71,7 +71,7 @@ func run(ctx context.Context, listen, socket, proxies string, out io.Writer) (er
 		}
 		config.Header, config.TrustedProxies = httpguard.XForwardedFor, append(config.TrustedProxies, prefix)
 	}
-	guard, err := httpguard.New(config)
+	guard, err := httpguard.New(config) //nolint:contextcheck // what it does ends with Close, not with a context
 	if err != nil {
 		return err
 	}
