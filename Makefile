@@ -7,7 +7,8 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help build bench demo test test-long test-unprivileged test-kernels torture race lint fmt generate check-generate cover fuzz setup clean
+.PHONY: help build bench demo test test-long test-unprivileged test-kernels torture race lint fmt generate check-generate cover fuzz setup clean \
+	package release check-reproducible test-systemd test-newcomer vuln
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +69,26 @@ cover: ## the tests' coverage, by package
 FUZZTIME ?= 60s
 fuzz: ## every fuzz target for FUZZTIME each
 	@scripts/check fuzz $(FUZZTIME)
+
+package: ## deb, rpm, tarball, SBOM and checksums in dist/; needs Go alone
+	@scripts/package
+
+release: ## likewise, of a clean tree, with a statement of provenance
+	@scripts/check clean
+	@scripts/package
+	@scripts/check provenance
+
+check-reproducible: ## build everything twice, in other places, and compare the bytes
+	@scripts/check reproducible
+
+test-systemd: ## the package in a real systemd: installed, used, upgraded under flood, rebooted, removed; needs root
+	LEVEE_SYSTEMD=1 $(GO) test -count=1 -timeout 15m -v -run TestService ./scripts/systemd
+
+test-newcomer: ## the commands of README.md, and nothing else, on a bare Debian 12; needs root
+	LEVEE_SYSTEMD=1 $(GO) test -count=1 -timeout 30m -v -run TestNewcomer ./scripts/systemd
+
+vuln: ## known vulnerabilities in what is linked, where their database can be reached
+	@scripts/check vuln
 
 setup: ## install what development needs from Debian's packages; needs root
 	@scripts/setup

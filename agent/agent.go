@@ -76,7 +76,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		&simple{name: "interfaces", run: e.shield.Watch},
 		&simple{name: "events", run: func(ctx context.Context) error { return e.tables.Events.Run(ctx, e.sampled) }},
 		&simple{name: "signals", run: func(ctx context.Context) error { return e.signals(ctx, o.Reload) }},
-		&simple{name: "watchdog", run: watchdog},
+		&simple{name: "watchdog", run: e.watchdog},
 		&simple{name: "tokens", run: e.noteUse},
 		e.audit,
 	}
@@ -488,8 +488,9 @@ func (e *engine) signals(ctx context.Context, reload <-chan os.Signal) error {
 	}
 }
 
-// watchdog tells systemd that the daemon lives, if systemd wants to know.
-func watchdog(ctx context.Context) error {
+// watchdog tells systemd that the daemon lives, if systemd wants to know: that it comes by the locks of
+// all that it does, and answers. Where that hangs nothing is told, and systemd starts another.
+func (e *engine) watchdog(ctx context.Context) error {
 	interval, err := daemon.SdWatchdogEnabled(false)
 	if err != nil || interval == 0 {
 		<-ctx.Done()
@@ -502,6 +503,7 @@ func watchdog(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
+			e.Health()
 			notify(daemon.SdNotifyWatchdog)
 		}
 	}

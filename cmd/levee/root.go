@@ -93,6 +93,7 @@ safety, 5 partly done, 6 not found (levee check: not banned).`,
 	add("act", a.banCommand(), a.unbanCommand(), a.allowCommand(), a.limitCommand(), a.confirmCommand())
 	add("shield", a.runCommand(), a.attachCommand(), a.detachCommand(), a.panicCommand(), a.configCommand(), a.tokenCommand())
 	root.AddCommand(a.versionCommand())
+	root.AddCommand(a.builders()...)
 	wrapArgs(root)
 	must(root.RegisterFlagCompletionFunc("output", fixed("table", "json", "jsonl")))
 	return root
