@@ -305,8 +305,12 @@ func xdp(c *container) string {
 // metric sums the series whose lines begin with what a pattern describes.
 func metric(c *container, pattern string) (sum float64) {
 	c.Helper()
-	out := c.must(`bash -c 'exec 3<>/dev/tcp/127.0.0.1/9464; printf "GET /metrics HTTP/1.0\r\n\r\n" >&3; cat <&3'`)
-	for _, m := range regexp.MustCompile(`(?m)^`+pattern+`.* ([0-9.e+]+)$`).FindAllStringSubmatch(out, -1) {
+	out := c.must(`bash -c 'exec 3<>/dev/tcp/127.0.0.1/9464; printf "GET /metrics HTTP/1.0\r\nHost: 127.0.0.1:9464\r\n\r\n" >&3; cat <&3'`)
+	found := regexp.MustCompile(`(?m)^`+pattern+`.* ([0-9.e+]+)\r?$`).FindAllStringSubmatch(out, -1)
+	if len(found) == 0 {
+		c.Errorf("no metric is like %s:\n%s", pattern, out)
+	}
+	for _, m := range found {
 		v, err := strconv.ParseFloat(m[1], 64)
 		check(c.T, err)
 		sum += v
