@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -482,6 +483,18 @@ func TestDamagedState(t *testing.T) {
 	for name, damage := range map[string]func(path string) error{
 		"garbage": func(path string) error { return os.WriteFile(path, []byte(strings.Repeat("x", 9000)), 0o600) },
 		"gone":    os.Remove,
+		"empty":   func(path string) error { return os.Truncate(path, 0) },
+		"cut":     func(path string) error { return os.Truncate(path, 8192) },
+		"torn": func(path string) error {
+			whole, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			for at := 8192; at < len(whole); at += 4096 { // but for the two heads
+				clear(whole[at : at+2048])
+			}
+			return os.WriteFile(path, whole, 0o600)
+		},
 	} {
 		d.end()
 		if err := damage(filepath.Join(d.dir, "state.db")); err != nil {
@@ -503,11 +516,22 @@ func TestDamagedState(t *testing.T) {
 			t.Errorf("%s: %+v, %v", name, o.Health, err)
 		}
 	}
-	if aside, err := filepath.Glob(filepath.Join(d.dir, "state.db.corrupt-*")); err != nil || len(aside) != 1 {
+	if aside, err := filepath.Glob(filepath.Join(d.dir, "state.db.corrupt-*")); err != nil || len(aside) != 4 {
 		t.Errorf("set aside: %v, %v", aside, err)
 	}
 	d.restart()
 	d.want("192.0.2.1/32 192.0.2.2/32 monitor")
+
+	// The tables have another size now, too: what is in force stands in the set that is replaced.
+	d.end()
+	if err := os.Truncate(filepath.Join(d.dir, "state.db"), 0); err != nil {
+		t.Fatal(err)
+	}
+	d.kernel.replaced = slices.Collect(maps.Values(d.kernel.bans))
+	d.kernel.bans = map[netip.Prefix]kernel.Ban{}
+	d.start()
+	d.want("192.0.2.1/32 192.0.2.2/32 monitor")
+	d.kernel.replaced = nil
 }
 
 func TestStartFails(t *testing.T) {

@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -601,8 +602,20 @@ func (e *engine) control(c *config.Config) error {
 		ControlCap: c.ControlCap.Rate.PerSecond(), ControlCapBurst: c.ControlCap.BurstUnits(), SourceIdle: time.Duration(c.SourceIdle)})
 }
 
+func both[T any](a, b iter.Seq[T]) iter.Seq[T] {
+	return func(yield func(T) bool) {
+		for _, seq := range []iter.Seq[T]{a, b} {
+			for v := range seq {
+				if !yield(v) {
+					return
+				}
+			}
+		}
+	}
+}
+
 // keep makes claims of bans that stand in the kernel and not in the state, so that a state which
-// was lost does not open the gates.
+// was lost does not open the gates; also of those of a set that is about to be replaced.
 func (e *engine) keep(reason string) (int, error) {
 	const part = 10_000
 	var proposals []state.Proposal
@@ -618,7 +631,11 @@ func (e *engine) keep(reason string) (int, error) {
 		return err
 	}
 	now := e.clock.Monotonic()
-	for b := range e.tables.Bans.All() {
+	replaced, err := e.shield.Replaced()
+	if err != nil {
+		return 0, fmt.Errorf("read the set that is replaced: %w", err)
+	}
+	for b := range both(e.tables.Bans.All(), slices.Values(replaced)) {
 		if _, known := e.state.Effective(b.Prefix); known || b.Expires <= now {
 			continue
 		}

@@ -25,6 +25,7 @@ type fakeKernel struct {
 	foreign     string   // one that somebody else's program sits on
 	room        int      // for bans
 	bans        map[netip.Prefix]kernel.Ban
+	replaced    []kernel.Ban // of a set of another size
 	allows      map[netip.Prefix]kernel.Allow
 	limits      map[uint8]kernel.Limit
 	attachments []loader.Attachment
@@ -138,6 +139,7 @@ func (s *fakeShield) Attachments() ([]loader.Attachment, error) {
 func (s *fakeShield) Want(string, loader.Mode) error        { return nil }
 func (s *fakeShield) Upgrade() ([]loader.Attachment, error) { return nil, nil }
 func (s *fakeShield) Watch(ctx context.Context) error       { <-ctx.Done(); return nil }
+func (s *fakeShield) Replaced() ([]kernel.Ban, error)       { return s.replaced, nil }
 func (s *fakeShield) Close() error                          { s.mu.Lock(); defer s.mu.Unlock(); s.held = false; return nil }
 func (s *fakeShield) Tables() Tables {
 	k := s.fakeKernel

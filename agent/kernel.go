@@ -33,6 +33,8 @@ type Shield interface {
 	Upgrade() ([]loader.Attachment, error)
 	Watch(ctx context.Context) error
 	Tables() Tables
+	// Replaced returns the bans of a set that is in force until Upgrade replaces it.
+	Replaced() ([]maps.Ban, error)
 	Close() error
 }
 
@@ -135,6 +137,19 @@ func (s *shield) Tables() Tables {
 	t := s.tables
 	return Tables{Bans: t.Bans, Allows: t.Allows, Limits: t.Limits, Sources: t.Sources,
 		Counters: t.Counters, Events: t.Events, Control: t.Control, Interfaces: t.Interfaces}
+}
+
+// Replaced returns the bans of the pinned set that this one replaces.
+func (s *shield) Replaced() (bans []maps.Ban, err error) {
+	old, err := s.Set.Replaced()
+	if err != nil || old == nil {
+		return nil, err
+	}
+	bans, err = maps.ReadBans(old)
+	for _, m := range old {
+		err = errors.Join(err, m.Close())
+	}
+	return bans, err
 }
 
 // Close lets go of the descriptors. What is attached stays attached.

@@ -144,6 +144,18 @@ func (s *Set) Adopted() (adopted bool, why string) { return s.adopted, s.afresh 
 // Maps returns the set's maps by the names in package bpf. They belong to the set.
 func (s *Set) Maps() map[string]*ebpf.Map { return s.maps }
 
+// Replaced opens the maps of the pinned set that this one is to replace, and which is in force until
+// Upgrade. They are the caller's to close. There are none if there is no such set.
+func (s *Set) Replaced() (map[string]*ebpf.Map, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.pending {
+		return nil, nil //nolint:nilnil // no set, no maps
+	}
+	maps, _, err := openMaps(s.pins.set(), tables(s.spec))
+	return maps, err
+}
+
 // Root returns the directory under which the set is pinned.
 func (s *Set) Root() string { return s.pins.root }
 

@@ -1,0 +1,61 @@
+package maps
+
+import (
+	"fmt"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/levee-xdp/levee/bpf"
+)
+
+// ReadBans returns the bans that stand in a set's maps, of whatever size: of a set that is about to be
+// replaced. It writes nothing. Of what other prefixes hide in all of its slots nothing is known, and
+// ::/0 is told as its halves. Returns an error if the maps are not laid out as this version's.
+func ReadBans(m map[string]*ebpf.Map) (bans []Ban, err error) {
+	t := &Tables{}
+	o := opener{maps: m, tables: t}
+	b := ban4{wide: array[bpf.Ban4Entry](&o, bpf.LeveeMapBan4Wide, false), table: array[bpf.Ban4Entry](&o, bpf.LeveeMapBan4Table, false)}
+	table6 := array[bpf.Ban6Entry](&o, bpf.LeveeMapBan6Table, false)
+	defer func() {
+		if failed := t.Close(); err == nil {
+			err = failed
+		}
+	}()
+	if o.err != nil {
+		return nil, fmt.Errorf("read the bans of a set: %w", o.err)
+	}
+	parts := make(map[Ban]bool) // of prefixes that have lost their first slot
+	for at := range len(b.table) + len(b.wide) {
+		word := b.entry(at).Word
+		if !live(word) {
+			continue
+		}
+		p := place{classWide, uint32(at-len(b.table)) << 16, at, true}
+		if at < len(b.table) {
+			p.class, p.key = class4(word>>bpf.BanClassShift&3), uint32(word>>bpf.BanKeyShift)
+		}
+		if !sound4(p, word) {
+			continue
+		}
+		v := b.says(at)
+		if ban := v.ban(addr4(p.key)); p.first(v.length) {
+			bans = append(bans, ban)
+		} else {
+			parts[ban] = true
+		}
+	}
+	for _, ban := range bans {
+		delete(parts, ban)
+	}
+	for ban := range parts {
+		bans = append(bans, ban)
+	}
+	for _, e := range table6 {
+		v := contentOf(e.Word, e.Expires)
+		if k := (key6{e.Hi, e.Lo, int(v.length)}); live(e.Word) && v.length >= 1 && v.length <= 128 &&
+			k == mask6(k.hi, k.lo, k.length) && uint32(v.list) < bpf.MaxLists {
+			bans = append(bans, v.ban(k.addr()))
+		}
+	}
+	return bans, nil
+}
