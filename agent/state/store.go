@@ -20,9 +20,6 @@ import (
 	berrors "go.etcd.io/bbolt/errors"
 )
 
-// Schema is the version of what stands in the file.
-const Schema = 1
-
 // MaxLists is how many origins can speak; the kernel counts for each.
 const MaxLists = 1024
 
@@ -42,9 +39,8 @@ var (
 	// Those that files of earlier versions lack.
 	laterBuckets = [][]byte{bucketTokens}
 
-	keySchema = []byte("schema")
-	keyLog    = []byte("log")  // first and next segment
-	keyWall   = []byte("wall") // the wall clock at the last commit, ns
+	keyLog  = []byte("log")  // first and next segment
+	keyWall = []byte("wall") // the wall clock at the last commit, ns
 )
 
 // Config says where the state stands and by which clock it lives.
@@ -209,7 +205,7 @@ func (s *Store) begin() error {
 		}
 		meta := tx.Bucket(bucketMeta)
 		return errors.Join(
-			meta.Put(keySchema, binary.BigEndian.AppendUint32(nil, Schema)),
+			putSchema(meta),
 			meta.Put(keyLog, encodeLog(segments{first: 1, next: 1})))
 	})
 	if err = errors.Join(err, db.Close()); err != nil {
@@ -257,7 +253,10 @@ func (s *Store) open() (err error) {
 	if err = s.addBuckets(); err != nil {
 		return errors.Join(fmt.Errorf("state %s: %w", path, err), s.db.Close())
 	}
-	if err = s.db.View(s.load); err != nil {
+	if err = s.upgrade(); err == nil {
+		err = s.db.View(s.load)
+	}
+	if err != nil {
 		return errors.Join(err, s.db.Close())
 	}
 	return nil
@@ -345,14 +344,6 @@ func (s *Store) load(tx *bbolt.Tx) error {
 		}
 	}
 	meta := tx.Bucket(bucketMeta)
-	schema := meta.Get(keySchema)
-	if len(schema) != 4 {
-		return damaged("it lacks its schema")
-	}
-	if v := binary.BigEndian.Uint32(schema); v > Schema {
-		return fmt.Errorf("state %s has schema %d, this program knows %d: it was written by a newer Levee; install that, or move the file away",
-			s.config.Path, v, Schema)
-	}
 	if wall := meta.Get(keyWall); len(wall) == 8 {
 		s.wall = int64(binary.BigEndian.Uint64(wall))
 	}

@@ -555,21 +555,6 @@ func TestSecondProcess(t *testing.T) {
 	}
 }
 
-func TestNewerSchema(t *testing.T) {
-	h := open(t)
-	if err := h.db.Update(func(tx *boltTx) error {
-		return tx.Bucket(bucketMeta).Put(keySchema, []byte{0, 0, 0, 99})
-	}); err != nil {
-		t.Fatal(err)
-	}
-	h.Close()
-	s, lost, err := OpenOrSetAside(Config{Path: h.path, Clock: h.clock})
-	h.Store = nil
-	if err == nil || lost != nil || !strings.Contains(err.Error(), "written by a newer Levee") {
-		t.Errorf("%v, %v, %v", s, lost, err)
-	}
-}
-
 // After a write that failed, nothing has changed, in memory or on disk, and the next one works.
 func TestWriteFails(t *testing.T) {
 	h := open(t)
