@@ -20,7 +20,7 @@ const Socket = "/run/levee/levee.sock"
 
 const (
 	dialTimeout = 5 * time.Second
-	idleConns   = 64      // that are kept for the next calls
+	idleConns   = 256     // that are kept for the next calls
 	maxToken    = 4 << 10 // of a token's file, in bytes
 )
 
