@@ -95,6 +95,7 @@ func Handler(c Config) http.Handler {
 	b.events(api)
 	b.switches(api)
 	b.tokens(api)
+	describe(api)
 	mux.HandleFunc("GET /healthz", b.healthz)
 	mux.HandleFunc("GET /readyz", b.readyz)
 	mux.Handle("/", nothing(mux))

@@ -207,6 +207,9 @@ func TestScopes(t *testing.T) {
 		t.Fatal(err)
 	}
 	for path, methods := range doc.Paths {
+		if path == "/healthz" || path == "/readyz" {
+			continue // for everybody who is known, whatever the scope
+		}
 		for method, op := range methods {
 			method = strings.ToUpper(method)
 			want, ok := changes[method+" "+path]
