@@ -175,6 +175,8 @@ func (e *engine) takeTrialBack(id string) error {
 	if _, err := e.state.EndTrials(id); err != nil {
 		return err
 	}
+	e.audit.Write(&state.AuditEvent{Action: "take-back", By: state.Operator("levee"), Target: id, Value: undone.Trial,
+		Reason: "the change was on trial, and was not confirmed in time"})
 	e.log.Warn("a change on trial was not confirmed, and was taken back", "trial", id, "what", undone.Trial.What, "actor", undone.Trial.Actor)
 	return nil
 }
