@@ -703,3 +703,30 @@ func TestSecurityAuditFull(t *testing.T) {
 		d.end()
 	}
 }
+
+// A change that Levee takes back itself is on record, as are the one before and one that is confirmed.
+func TestSecurityTrials(t *testing.T) {
+	s := newSecure(t, "", "")
+	for i, prefix := range []string{"203.0.113.1", "203.0.113.2"} {
+		if _, err := s.Ban(t.Context(), state.BanRequest{Bans: []state.BanItem{{Prefix: prefix}}, Confirm: state.Duration([]time.Duration{time.Minute, time.Second}[i])}); err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			if _, err := s.Confirm(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	until(t, func() bool { return s.kernel.show() == "203.0.113.1/32" })
+	var actions []string
+	until(t, func() bool {
+		actions = nil
+		for _, e := range s.audited() {
+			actions = append(actions, e.Event.Action)
+		}
+		return len(actions) == 4
+	})
+	if got := strings.Join(actions, " "); got != "ban confirm ban take-back" {
+		t.Error(got)
+	}
+}

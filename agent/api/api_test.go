@@ -13,12 +13,8 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/levee-xdp/levee/agent/state"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // stub is a backend that grants everything and counts how often it was asked for a change.
 type stub struct {
