@@ -43,6 +43,7 @@ func (a *app) bansCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE:  run,
 	}))
+	bans.AddCommand(a.importCommand(), a.exportCommand())
 	return bans
 }
 

@@ -21,6 +21,7 @@ type environment struct {
 
 	stdinTTY  bool
 	stdoutTTY bool
+	stderrTTY bool
 	width     func() int // of the terminal that is stdout, in columns; 0: there is none
 
 	getenv func(string) string
@@ -50,6 +51,7 @@ func system() *environment {
 		stderr:    os.Stderr,
 		stdinTTY:  isTTY(os.Stdin),
 		stdoutTTY: isTTY(os.Stdout),
+		stderrTTY: isTTY(os.Stderr),
 		width:     func() int { return columns(os.Stdout) },
 		getenv:    os.Getenv,
 		now:       time.Now,
