@@ -669,3 +669,23 @@ func BenchmarkGuard(b *testing.B) {
 		})
 	}
 }
+
+// Requests that were under way when their client was banned make no offence of their own.
+func TestUnderWay(t *testing.T) {
+	d := &daemon{}
+	b := newBench(t, Config{Failures: Threshold{1, time.Minute}, Escalation: Escalation{Daemon: d}})
+	var h http.Handler
+	h = b.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/outer" {
+			h.ServeHTTP(w, httptest.NewRequest("GET", "/inner", nil))
+		}
+		Fail(r.Context())
+	}))
+	h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/outer", nil))
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if s := b.Stats(); s.LoginsFailed != 2 || s.Offended != 1 || len(d.bans()) != 1 {
+		t.Errorf("%+v, %d bans", s, len(d.bans()))
+	}
+}
