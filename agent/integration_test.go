@@ -31,8 +31,12 @@ func daemonMain() int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	c, err := config.Load(os.Getenv("LEVEE_TEST_DAEMON"))
+	o := Options{Config: c, File: os.Getenv("LEVEE_TEST_DAEMON"), Version: "test"}
+	if path := os.Getenv("LEVEE_TEST_CLOCK"); path != "" {
+		o.Clock = steppedClock{path: path}
+	}
 	if err == nil {
-		err = Run(ctx, Options{Config: c, File: os.Getenv("LEVEE_TEST_DAEMON"), Version: "test"})
+		err = Run(ctx, o)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -37,18 +37,23 @@ func (s *Set) Watch(ctx context.Context) error {
 		return fmt.Errorf("watch interfaces: %w", err)
 	}
 	defer stop()
+	s.lookAfter(ctx, events)
+	return nil
+}
+
+func (s *Set) lookAfter(ctx context.Context, events <-chan struct{}) {
 	tick := time.NewTicker(reconcileEvery)
 	defer tick.Stop()
 	for {
 		s.reconcile(time.Now())
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-time.After(reconcileGap):
 		}
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-tick.C:
 		case <-events:
 		}

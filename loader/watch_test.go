@@ -88,6 +88,30 @@ func TestWatchAttachesAgain(t *testing.T) {
 	}
 }
 
+// Where no event arrives, as when the kernel had to drop them, it looks by itself.
+func TestLostEvents(t *testing.T) {
+	l := newLab(t)
+	l.veth("net0", 1500)
+	s := l.open()
+	a := l.attach(s, "net0", ModeAuto)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		err := netns.Set(l.ns)
+		if err == nil {
+			s.lookAfter(ctx, nil)
+		}
+		done <- err
+	}()
+	l.del("net0")
+	l.veth("net0", 1500)
+	l.eventually("net0 is shielded again", l.attached(s, "net0"))
+	l.wantShield("net0", a.Slot)
+	cancel()
+	must(t, <-done)
+}
+
 func TestWatchWaitsForAnInterface(t *testing.T) {
 	l := newLab(t)
 	s := l.open()

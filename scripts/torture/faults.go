@@ -102,9 +102,6 @@ func (g *rig) fault(ctx context.Context, l *life, s site, errno syscall.Errno, t
 	}
 	r.Faults++
 	r.ByError[name]++
-	if d.trace.hit() == 0 {
-		r.NotMet++
-	}
 	said := strings.Contains(d.log.String(), errno.Error()) || g.saw(errno.Error())
 	if !d.ended() {
 		if err := g.examineLive(ctx, when+", while it lives", d, g.flood); err != nil {
@@ -113,7 +110,7 @@ func (g *rig) fault(ctx context.Context, l *life, s site, errno syscall.Errno, t
 		d.kill() // what was refused must not come back
 		if g.refused.Load() > 0 {
 			r.Refused++
-		} else if d.trace.hit() > 0 {
+		} else if d.trace.hitAll() > 0 {
 			r.Unnoticed++
 		}
 	} else {
@@ -125,7 +122,9 @@ func (g *rig) fault(ctx context.Context, l *life, s site, errno syscall.Errno, t
 			g.complain(when, "the daemon ended and did not say why\n"+d.log.String())
 		}
 	}
-	if d.trace.hit() > 0 && !said {
+	if d.trace.hitAll() == 0 {
+		r.NotMet++
+	} else if !said {
 		r.Silent = append(r.Silent, s.String())
 	}
 	if !l.begin {

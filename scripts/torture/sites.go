@@ -241,7 +241,7 @@ func sites(ctx context.Context, bin, dir string, which selection, seed uint64, l
 					return err
 				}
 				g.through(ctx, l, d, 2*workTime)
-				if met = d.trace.hit() > 0; met {
+				if met = d.trace.hitAll() > 0; met {
 					break
 				}
 				p.Skip = 0

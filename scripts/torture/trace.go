@@ -106,10 +106,17 @@ func (r *traceReader) pid() (int, error) {
 	return e.PID, nil
 }
 
+// hit is how often the plan has been carried out so far.
 func (r *traceReader) hit() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.hits
+}
+
+// hitAll is how often it was carried out in a life that has ended.
+func (r *traceReader) hitAll() int {
+	<-r.done
+	return r.hit()
 }
 
 // seen returns the sites once the daemon has ended.
