@@ -24,7 +24,7 @@ const packages = "systemd,systemd-sysv,dbus,libpam-systemd,iproute2,procps,ca-ce
 func bare(t *testing.T) string {
 	t.Helper()
 	if os.Getenv("LEVEE_SYSTEMD") == "" {
-		t.Skip("boots a Debian: run it by `make test-systemd` or `make test-newcomer`")
+		t.Skip("boots a Debian: run it by `make test-systemd`")
 	}
 	if os.Geteuid() != 0 {
 		t.Fatal("needs root")

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -26,6 +27,7 @@ type flood struct {
 	quit     chan struct{}
 	done     chan struct{}
 	sent     atomic.Int64
+	ended    sync.Once
 }
 
 // floodLimit ends a flood whose test forgets it.
@@ -126,10 +128,13 @@ func (f *flood) wantPassing(what string) {
 	}
 }
 
+// stop ends the flood; one that has ended stays so.
 func (f *flood) stop() {
-	close(f.quit)
-	<-f.done
-	unix.Close(f.listener)
+	f.ended.Do(func() {
+		close(f.quit)
+		<-f.done
+		unix.Close(f.listener)
+	})
 }
 
 // inside runs something on a thread in a process's network namespace.
