@@ -219,8 +219,12 @@ func (l *Limits) Sync(wanted map[uint8]Limit) (Changes, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var changes Changes
+	toldSources, toldServices := atomic.LoadUint32(&l.control.SourceLimits), atomic.LoadUint32(&l.control.ServiceLimits)
 	if err := l.survey(); err != nil {
 		return changes, err
+	}
+	if toldSources != uint32(len(l.bound)) || toldServices != l.serviceSize {
+		changes.Repaired++ // the program would not have asked for them, or in vain
 	}
 
 	want := make(map[uint8]encoded, len(wanted))

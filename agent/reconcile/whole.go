@@ -78,10 +78,10 @@ func wrap(what string, err error) error {
 	return nil
 }
 
-// whole is the comparison of the whole. A million bans are compared in small steps, so that a change
+// Whole is the comparison of the whole. A million bans are compared in small steps, so that a change
 // waits for one of them at most. Only if somebody else has written to the table, all of it is put right
 // at once.
-func (r *Reconciler) whole(ctx context.Context) {
+func (r *Reconciler) Whole(ctx context.Context) {
 	if r.State.Tick() {
 		r.Log.Info("bans from before the last boot follow the wall clock")
 		if _, err := r.Sync(); err != nil {
@@ -243,7 +243,7 @@ func (r *Reconciler) comparing(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
-			r.whole(ctx)
+			r.Whole(ctx)
 		}
 	}
 }
