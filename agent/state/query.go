@@ -23,9 +23,10 @@ func precede(a, b Claim) int {
 }
 
 // Effective says what follows for a prefix from the claims on it: it is enforced while one of them
-// enforces, until the last of those ends; it is monitored if all of them only monitor. The list is
-// that of the claim that decides, the higher precedence where two end together. A claim that has ended
-// counts until it is swept: the kernel has ended it by itself, and so both sides agree at any time.
+// enforces, until the last of those ends; it is monitored if all of them only monitor. The list, whose
+// counters its packets move, is that of the highest precedence among those that count. A claim that has
+// ended counts until it is swept: the kernel has ended it by itself, and so both sides agree at any
+// time.
 func (s *Store) Effective(p netip.Prefix) (Ban, bool) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -51,22 +52,31 @@ func (s *Store) EffectiveOf(prefixes []netip.Prefix, bans []Ban, places []int, n
 // effective decides among the claims of a prefix, of which the first stands at a slot.
 func (s *Store) effective(slot uint32) (Ban, bool) {
 	var best *record
+	expires := uint64(0)
 	for slot != 0 {
 		r := s.at(slot)
 		slot = r.next
 		switch {
 		case best == nil, best.monitor() && !r.monitor():
-			best = r
+			best, expires = r, r.expires
+			continue
 		case !best.monitor() && r.monitor():
-		case r.expires > best.expires,
-			r.expires == best.expires && s.names[r.list].Rank() < s.names[best.list].Rank():
+			continue
+		case s.precedes(r, best):
 			best = r
 		}
+		expires = max(expires, r.expires)
 	}
 	if best == nil {
 		return Ban{}, false
 	}
-	return Ban{Prefix: best.key().prefix(), List: best.list, Monitor: best.monitor(), Expires: best.expires}, true
+	return Ban{Prefix: best.key().prefix(), List: best.list, Monitor: best.monitor(), Expires: expires}, true
+}
+
+// precedes orders claims on one prefix as precede does.
+func (s *Store) precedes(r, o *record) bool {
+	a, b := s.names[r.list], s.names[o.list]
+	return cmp.Or(cmp.Compare(a.Rank(), b.Rank()), cmp.Compare(r.created, o.created), cmp.Compare(a, b)) < 0
 }
 
 // Bans iterates over what the kernel is to enforce. It lets changes through on its way: one that

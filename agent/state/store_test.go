@@ -150,7 +150,7 @@ func TestClaims(t *testing.T) {
 	if out := h.ban("203.0.113.7/32", "api:gateway", 4*time.Hour); out.Status != StatusAdded || len(out.Others) != 1 {
 		t.Errorf("second claim: %+v", out)
 	}
-	h.want("203.0.113.7 api:gateway 4h")
+	h.want("203.0.113.7 operator 4h")
 	if out := h.ban("203.0.113.7", "operator", 2*time.Hour); out.Status != StatusChanged {
 		t.Errorf("changed claim: %+v", out)
 	}
@@ -158,7 +158,7 @@ func TestClaims(t *testing.T) {
 	if out := h.ban("2001:db8::/48", "feed:drop", 0); out.Status != StatusUnchanged {
 		t.Errorf("same claim: %+v", out)
 	}
-	h.want("2001:db8::/48 feed:drop forever; 203.0.113.7 api:gateway 4h")
+	h.want("2001:db8::/48 feed:drop forever; 203.0.113.7 operator 4h")
 
 	out := h.try(Proposal{Prefix: prefix("203.0.113.7"), Origin: "feed:drop", Remove: true})
 	if out.Error == nil || out.Error.Code != CodeNotFound || !strings.Contains(out.Error.Detail, "api:gateway, operator") {
@@ -193,11 +193,16 @@ func TestEffective(t *testing.T) {
 		claims []Proposal
 		want   string
 	}{
-		{"latest expiry", []Proposal{{Origin: "operator", For: time.Minute}, {Origin: "detector", For: time.Hour}}, "192.0.2.1 detector 1h"},
-		{"forever is latest", []Proposal{{Origin: "feed:x"}, {Origin: "operator", For: time.Hour}}, "192.0.2.1 feed:x forever"},
-		{"precedence among equals", []Proposal{{Origin: "feed:x"}, {Origin: "operator"}, {Origin: "api"}}, "192.0.2.1 operator forever"},
+		{"latest expiry, highest precedence", []Proposal{{Origin: "operator", For: time.Minute}, {Origin: "detector", For: time.Hour}}, "192.0.2.1 operator 1h"},
+		{"forever is latest", []Proposal{{Origin: "feed:x"}, {Origin: "operator", For: time.Hour}}, "192.0.2.1 operator forever"},
+		{"precedence", []Proposal{{Origin: "detector"}, {Origin: "feed:x"}, {Origin: "fleet"}, {Origin: "api"}, {Origin: "operator"}}, "192.0.2.1 operator forever"},
+		{"without an operator", []Proposal{{Origin: "detector"}, {Origin: "feed:x"}, {Origin: "fleet"}, {Origin: "api"}}, "192.0.2.1 api forever"},
+		{"fleet before feeds", []Proposal{{Origin: "detector"}, {Origin: "feed:x"}, {Origin: "fleet"}}, "192.0.2.1 fleet forever"},
+		{"feeds before the detector", []Proposal{{Origin: "detector"}, {Origin: "feed:x"}}, "192.0.2.1 feed:x forever"},
+		{"by name among equals", []Proposal{{Origin: "feed:y"}, {Origin: "feed:x", For: time.Hour}}, "192.0.2.1 feed:x forever"},
+		{"a monitoring claim adds no time", []Proposal{{Origin: "api", For: time.Minute}, {Origin: "operator", Monitor: true}}, "192.0.2.1 api 1m"},
 		{"enforcing before monitoring", []Proposal{{Origin: "operator", Monitor: true}, {Origin: "detector", For: time.Second}}, "192.0.2.1 detector 1s"},
-		{"monitoring alone", []Proposal{{Origin: "operator", Monitor: true, For: time.Minute}, {Origin: "api", Monitor: true, For: time.Hour}}, "192.0.2.1 api 1h monitor"},
+		{"monitoring alone", []Proposal{{Origin: "operator", Monitor: true, For: time.Minute}, {Origin: "api", Monitor: true, For: time.Hour}}, "192.0.2.1 operator 1h monitor"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			h := open(t)

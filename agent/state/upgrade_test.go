@@ -41,7 +41,7 @@ func TestUpgrade(t *testing.T) {
 	h.unpack("schema-1.db.gz")
 	check := func() {
 		t.Helper()
-		h.want("192.0.2.1 feed:drop forever; 198.51.100.0/24 api:gateway forever monitor")
+		h.want("192.0.2.1 operator forever; 198.51.100.0/24 api:gateway forever monitor")
 		if c := h.Covering(prefix("192.0.2.1")); len(c) != 2 || c[0].Reason != "credential stuffing" || c[0].Actor != "root" {
 			t.Errorf("%+v", c)
 		}
