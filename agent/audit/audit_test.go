@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 	"unicode"
@@ -521,5 +522,33 @@ func BenchmarkWrite(b *testing.B) {
 	f := open(b)
 	for b.Loop() {
 		f.ban(1)
+	}
+}
+
+// Records that are written while the log is synced and files are set aside are all there.
+func TestTogether(t *testing.T) {
+	f := open(t)
+	f.size = 32 << 10
+	f.reopen("")
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 50 {
+			f.flush()
+		}
+	}()
+	const writers, each = 4, 50
+	var group sync.WaitGroup
+	for range writers {
+		group.Go(func() { f.ban(each) })
+	}
+	group.Wait()
+	<-done
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r, err := Verify(f.path)
+	if err != nil || len(r.Problems) > 0 || r.Last != writers*each {
+		t.Errorf("%+v, %v", r, err)
 	}
 }

@@ -46,6 +46,10 @@ type Log struct {
 	log    *slog.Logger
 	copies chan copied
 
+	// Held while the file is synced and its head written; taken with mu held, and kept without, so that
+	// nobody's record waits for a disk.
+	sealing sync.Mutex
+
 	mu       sync.Mutex // guards what follows
 	file     *os.File
 	size     int64
@@ -221,7 +225,7 @@ func (l *Log) Probe() error {
 // put chains a record and writes it. What could not be written is counted, and the count is the
 // first thing that is written when there is room again.
 func (l *Log) put(r *Record) {
-	if l.lost > 0 && !l.confess() {
+	if l.failing != nil && !l.confess() {
 		l.lost++
 		return
 	}
@@ -345,14 +349,45 @@ func (l *Log) anchor() error {
 	if l.file == nil || l.anchored == l.head.Sequence {
 		return nil
 	}
-	if err := l.file.Sync(); err != nil {
-		return err
-	}
-	if err := writeHead(l.config.Path, l.head); err != nil {
+	l.sealing.Lock()
+	defer l.sealing.Unlock()
+	if err := seal(l.file, l.config.Path, l.head); err != nil {
 		return err
 	}
 	l.anchored = l.head.Sequence
 	return nil
+}
+
+// seal syncs a file, and then notes how far it goes.
+func seal(f *os.File, path string, h head) error {
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	return writeHead(path, h)
+}
+
+// anchorAside does what anchor does, while others write on.
+func (l *Log) anchorAside() error {
+	l.mu.Lock()
+	if l.file == nil || l.anchored == l.head.Sequence {
+		l.mu.Unlock()
+		return nil
+	}
+	l.sealing.Lock() // so that nobody closes the file, or writes a newer head, meanwhile
+	f, h := l.file, l.head
+	l.mu.Unlock()
+	err := seal(f, l.config.Path, h)
+	l.sealing.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case err == nil:
+		l.anchored = max(l.anchored, h.Sequence)
+	case l.failing == nil:
+		l.log.Error("the audit log can't be synced", "path", l.config.Path, "error", err)
+		l.failing = err
+	}
+	return err
 }
 
 // String names the task.
@@ -385,7 +420,6 @@ func (l *Log) Run(ctx context.Context) error {
 
 func (l *Log) flush() {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	for _, r := range l.limiter.due(l.now()) {
 		l.put(&r)
 	}
@@ -393,10 +427,8 @@ func (l *Log) flush() {
 		l.log.Warn("records were not copied: whoever takes the copies is too slow", "records", l.missed)
 		l.missed = 0
 	}
-	if err := l.anchor(); err != nil && l.failing == nil {
-		l.log.Error("the audit log can't be synced", "path", l.config.Path, "error", err)
-		l.failing = err
-	}
+	l.mu.Unlock()
+	_ = l.anchorAside() // it is told by Failing
 }
 
 // Close writes what was only counted, and anchors the end.
@@ -409,7 +441,10 @@ func (l *Log) Close() error {
 	for _, r := range l.limiter.due(l.now().Add(time.Hour)) {
 		l.put(&r)
 	}
-	err := errors.Join(l.anchor(), l.file.Close())
+	err := l.anchor() // waits for one that is under way
+	l.sealing.Lock()
+	defer l.sealing.Unlock()
+	err = errors.Join(err, l.file.Close())
 	l.file = nil
 	if l.config.Copy != nil {
 		for len(l.copies) > 0 {
