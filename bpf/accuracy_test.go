@@ -30,6 +30,7 @@ type stream struct {
 	multiple float64 // of the rate, all CPUs together; 0: as fast as it goes
 	cpus     []int
 	coarse   bool
+	credit   float64 // units by which the burst may be short of what was asked for
 
 	mu      sync.Mutex
 	batches []batch
@@ -50,13 +51,18 @@ var accuracyKinds = []struct {
 	flags uint8
 	v6    bool
 	t     bpf.Threshold
+	given uint8 // on credit: 1 << (n-1) packets a CPU
 }{
-	{"packets, IPv4", 1, 0, false, bpf.ThresholdPackets},
-	{"packets, IPv6", 1, 0, true, bpf.ThresholdPackets},
-	{"bits, IPv4", 1000, 0, false, bpf.ThresholdBits},
-	{"bits, IPv6", 1000, 0, true, bpf.ThresholdBits},
-	{"packets by the coarse clock, IPv4", 1, bpf.LimitCoarse, false, bpf.ThresholdPackets},
-	{"packets by the coarse clock, IPv6", 1, bpf.LimitCoarse, true, bpf.ThresholdPackets},
+	{"packets, IPv4", 1, 0, false, bpf.ThresholdPackets, 0},
+	{"packets, IPv6", 1, 0, true, bpf.ThresholdPackets, 0},
+	{"bits, IPv4", 1000, 0, false, bpf.ThresholdBits, 0},
+	{"bits, IPv6", 1000, 0, true, bpf.ThresholdBits, 0},
+	{"packets by the coarse clock, IPv4", 1, bpf.LimitCoarse, false, bpf.ThresholdPackets, 0},
+	{"packets by the coarse clock, IPv6", 1, bpf.LimitCoarse, true, bpf.ThresholdPackets, 0},
+	{"packets on credit, IPv4", 1, bpf.LimitCoarse, false, bpf.ThresholdPackets, 4},
+	{"packets on credit, IPv6", 1, bpf.LimitCoarse, true, bpf.ThresholdPackets, 4},
+	{"bits on credit, IPv4", 1000, bpf.LimitCoarse, false, bpf.ThresholdBits, 4},
+	{"bits on credit, IPv6", 1000, bpf.LimitCoarse, true, bpf.ThresholdBits, 4},
 }
 
 const (
@@ -88,6 +94,15 @@ func streams(tb testing.TB, r *rig.Rig, multiples []float64) []*stream {
 			// as user space sets it, so that no window admits more than by the exact clock
 			rate.Burst -= tick(tb).Seconds() * rate.PerSecond
 		}
+		var credit float64 // of both CPUs, in units
+		if k.given != 0 {
+			l.Credit[k.t] = k.given
+			credit = float64(int(2) << (k.given - 1))
+			if k.t == bpf.ThresholdBits {
+				credit *= float64(bpf.CreditBytes)
+			}
+			rate.Burst -= credit
+		}
 		l.Thresholds[k.t] = rate
 		r.Limit(number, l)
 		prefix := netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64 + number}), 16)
@@ -106,8 +121,8 @@ func streams(tb testing.TB, r *rig.Rig, multiples []float64) []*stream {
 				s := &stream{
 					name: fmt.Sprintf("%s, %g ×, %d CPU", k.name, multiple, cpus), limit: number, source: addr, unit: k.unit,
 					rate: admittedRate * k.unit, burst: admittedBurst * k.unit, multiple: multiple, cpus: []int{len(all) / 2 % 2},
-					coarse: k.flags&bpf.LimitCoarse != 0,
-					frame:  packet.New().IP(addr, dst).UDP(1, 2).Pad(1000).Bytes(),
+					coarse: k.flags&bpf.LimitCoarse != 0, credit: credit,
+					frame: packet.New().IP(addr, dst).UDP(1, 2).Pad(1000).Bytes(),
 				}
 				if cpus == 2 {
 					s.cpus = []int{0, 1}
@@ -187,7 +202,7 @@ func (s *stream) most(late time.Duration) float64 {
 // is. The coarse clock is late by a tick.
 func (s *stream) least(late time.Duration) float64 {
 	slices.SortFunc(s.batches, func(a, b batch) int { return cmp.Compare(a.after, b.after) })
-	full := (s.burst - late.Seconds()*s.rate) / s.unit
+	full := (s.burst - late.Seconds()*s.rate - 2*s.credit) / s.unit
 	tokens, passed := full, 0.0
 	last, begun := s.batches[0].after, uint64(0)
 	for _, b := range s.batches {

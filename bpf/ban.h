@@ -31,6 +31,11 @@ static __always_inline __u64 ban_read(const __u64 *word, __u64 seen, const __u64
 
 #define BAN4_MATCH ((~0ULL << BAN_KEY_SHIFT) | 3ULL << BAN_CLASS_SHIFT | BAN_TOMBSTONE | BAN_LIVE)
 
+static __always_inline __u32 ban4_home(__u32 key, __u32 cls)
+{
+	return (__u32)hash64((__u64)cls << 32 | key) & cfg_ban4_mask;
+}
+
 /*
  * The word of the live entry for a key of this class, or 0. A bucket with a free entry ends the
  * search. A function of its own, so that the verifier walks it once and not once per class.
@@ -38,7 +43,7 @@ static __always_inline __u64 ban_read(const __u64 *word, __u64 seen, const __u64
 __noinline __u64 ban4_probe(__u32 key, __u32 cls)
 {
 	__u64 want = (__u64)key << BAN_KEY_SHIFT | (cls & 3) << BAN_CLASS_SHIFT | BAN_LIVE;
-	__u32 home = hash64((__u64)cls << 32 | key);
+	__u32 home = ban4_home(key, cls);
 
 	for (int i = 0; i < BAN4_PROBES; i++) {
 		struct ban4_bucket *bucket = lookup(ban4_table, (home + i) & cfg_ban4_mask);
@@ -169,23 +174,40 @@ __noinline __u64 ban6_ask(__u64 hi, __u64 lo, __u64 set, __u32 base)
 	return monitored;
 }
 
+/*
+ * The bit of a cell, 1 to 31, that is set if a prefix of this hash leads there, or one that meets it
+ * twice: of those that meet only in the cell it tells most apart.
+ */
+static __always_inline __u32 ban6_mark(__u64 hash)
+{
+	return hash >> 59 ? hash >> 59 : 1;
+}
+
 static __always_inline __u64 ban6_once(__u64 hi, __u64 lo, __u32 tiers)
 {
 	struct ban6_lengths *cell;
-	__u64 low = 0, high = 0, found, monitored;
+	__u64 low = 0, high = 0, hash, set, found, monitored;
 
 	if (tiers & BAN6_TIER_48) {
-		cell = lookup(ban6_filter, hash64(hi >> 16) & cfg_ban6_filter_mask);
+		hash = hash64(hi >> 16);
+		cell = lookup(ban6_filter, hash & cfg_ban6_filter_mask);
 		if (cell) {
-			/* 48..63, and 128 in bit 0 */
-			low |= READ_ONCE(cell->low) & (0xFFFFULL << 48 | 1);
-			high |= READ_ONCE(cell->high);
+			set = READ_ONCE(cell->low);
+			if (set >> ban6_mark(hash) & 1) {
+				/* 48..63, and 128 in bit 0 */
+				low |= set & (0xFFFFULL << 48 | 1);
+				high |= READ_ONCE(cell->high);
+			}
 		}
 	}
 	if (tiers & BAN6_TIER_32) {
-		cell = lookup(ban6_filter, hash64(hi >> 32) & cfg_ban6_filter_mask);
-		if (cell)
-			low |= READ_ONCE(cell->low) & 0xFFFFULL << 32;
+		hash = hash64(hi >> 32);
+		cell = lookup(ban6_filter, hash & cfg_ban6_filter_mask);
+		if (cell) {
+			set = READ_ONCE(cell->low);
+			if (set >> ban6_mark(hash) & 1)
+				low |= set & 0xFFFFULL << 32;
+		}
 	}
 	if (tiers & BAN6_TIER_WIDE) {
 		__u64 *wide = lookup(ban6_wide, hi >> 48);

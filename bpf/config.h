@@ -50,6 +50,6 @@ volatile const struct {
 	enum limit_flags limit_flags;
 	enum rate_unit rate_unit;
 	enum source_tag source_tag;
-	enum pending_geometry pending_geometry;
+	enum tab_geometry tab_geometry;
 	struct event event;
 } types_for_go = {};

@@ -37,6 +37,24 @@ static __always_inline void gcra_settle(__u64 *tat, __u64 burst, __u64 now)
 
 enum gcra { GCRA_PASS, GCRA_OVER, GCRA_CONTENDED };
 
+/* Charges what has passed on credit at a time, whether it conforms or not. False after four lost races. */
+static __always_inline bool gcra_bill(__u64 *tat, __u64 cost, __u64 when)
+{
+	__u64 old = READ_ONCE(*tat);
+
+	for (int i = 0; i < 4; i++) {
+		__u64 seen;
+
+		if (old & TAT_PENALTY)
+			return true; /* it pays otherwise */
+		seen = __sync_val_compare_and_swap(tat, old, (old > when ? old : when) + cost);
+		if (seen == old)
+			return true;
+		old = seen;
+	}
+	return false;
+}
+
 /* Advances the TAT if the packet conforms, against other CPUs: four tries. */
 __noinline int gcra_charge(__u64 *tat, __u64 cost, __u64 burst, __u64 now)
 {

@@ -13,6 +13,7 @@
 #include "parse.h"
 #include "switch.h"
 #include "ban.h"
+#include "guess.h"
 #include "sanity.h"
 #include "control.h"
 #include "limit.h"
@@ -23,6 +24,7 @@ static __always_inline enum reason way(struct xdp_md *ctx, const struct control 
 {
 	enum reason parsed = parse_l3(ctx, pkt);
 	enum reason reason = stage_switch(control);
+	struct tabs *mine;
 
 	if (reason != REASON_CONTINUE)
 		return reason;
@@ -33,10 +35,16 @@ static __always_inline enum reason way(struct xdp_md *ctx, const struct control 
 	if (parsed != REASON_CONTINUE)
 		return cfg_sanity ? parsed : REASON_CONTINUE;
 
+	mine = lookup(tabs, 0);
+	if (mine)
+		guess(mine, pkt);
 	if (cfg_bans) {
 		reason = stage_ban(control, pkt);
-		if (reason != REASON_CONTINUE)
+		if (reason != REASON_CONTINUE) {
+			if (mine)
+				mine->guess = GUESS_BANNED;
 			return reason;
+		}
 	}
 	parse_l4(ctx, pkt);
 	if (cfg_sanity) {

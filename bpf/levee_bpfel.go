@@ -185,7 +185,7 @@ type LeveeLimit struct {
 	Group6     uint8
 	Aggregate4 uint8
 	Aggregate6 uint8
-	Pad        [3]uint8
+	Credit     [3]uint8
 }
 
 type LeveeLimitFlags uint32
@@ -203,25 +203,6 @@ type LeveeMeta struct {
 	Pad     uint32
 	Secret  [2]uint64
 	Created uint64
-}
-
-type LeveePendingGeometry uint32
-
-const (
-	LeveePendingGeometryPENDING_SLOTS LeveePendingGeometry = 64
-	LeveePendingGeometryPENDING_FLUSH LeveePendingGeometry = 64
-)
-
-type LeveePendingSet struct {
-	_    structs.HostLayout
-	Slot [64]struct {
-		_       structs.HostLayout
-		Slot    uint32
-		Passed  uint16
-		Dropped uint16
-		Bytes   uint64
-		Tag     uint64
-	}
 }
 
 type LeveePrefixKey struct {
@@ -300,6 +281,7 @@ type LeveeSourceTag uint32
 const (
 	LeveeSourceTagSOURCE_WAYS      LeveeSourceTag = 8
 	LeveeSourceTagSEEN_SHIFT       LeveeSourceTag = 24
+	LeveeSourceTagSEEN_LAG         LeveeSourceTag = 4
 	LeveeSourceTagTAG_LIVE         LeveeSourceTag = 1
 	LeveeSourceTagTAG_FAMILY_SHIFT LeveeSourceTag = 1
 	LeveeSourceTagTAG_SEEN_SHIFT   LeveeSourceTag = 2
@@ -325,6 +307,41 @@ const (
 	LeveeStatSTAT_AGGREGATE_FULL     LeveeStat = 7
 	LeveeStatSTAT_MAX                LeveeStat = 16
 )
+
+type LeveeTabGeometry uint32
+
+const (
+	LeveeTabGeometryTABS         LeveeTabGeometry = 64
+	LeveeTabGeometryTAB_FLUSH    LeveeTabGeometry = 64
+	LeveeTabGeometryCREDIT_MAX   LeveeTabGeometry = 7
+	LeveeTabGeometryCREDIT_SHIFT LeveeTabGeometry = 11
+	LeveeTabGeometryCREDIT_BYTES LeveeTabGeometry = 2048
+)
+
+type LeveeTabs struct {
+	_   structs.HostLayout
+	Tab [64]struct {
+		_         structs.HostLayout
+		Hi        uint64
+		Lo        uint64
+		Tag       uint64
+		Tick      uint64
+		Bytes     uint64
+		Slot      uint32
+		Dropped   uint32
+		Passed    uint16
+		Owed      uint16
+		OwedBytes uint32
+		Length    uint16
+		Room      uint8
+		Set       uint8
+		Refusal   uint8
+		Threshold uint8
+		Pad       [2]uint8
+	}
+	Guess uint64
+	Pad   [7]uint64
+}
 
 type LeveeThreshold uint32
 
@@ -364,7 +381,6 @@ const (
 	LeveeMapLimits            = "limits"
 	LeveeMapListCounters      = "list_counters"
 	LeveeMapMeta              = "meta"
-	LeveeMapPending           = "pending"
 	LeveeMapProtocolLimits    = "protocol_limits"
 	LeveeMapServiceLimits     = "service_limits"
 	LeveeMapSourceCounts      = "source_counts"
@@ -372,6 +388,7 @@ const (
 	LeveeMapSourceStates      = "source_states"
 	LeveeMapSourceTags        = "source_tags"
 	LeveeMapStats             = "stats"
+	LeveeMapTabs              = "tabs"
 	LeveeProgLevee            = "levee"
 	LeveeVarCfgAggregateMask  = "cfg_aggregate_mask"
 	LeveeVarCfgBan4Mask       = "cfg_ban4_mask"
@@ -457,7 +474,6 @@ type LeveeMapSpecs struct {
 	Limits         *ebpf.MapSpec `ebpf:"limits"`
 	ListCounters   *ebpf.MapSpec `ebpf:"list_counters"`
 	Meta           *ebpf.MapSpec `ebpf:"meta"`
-	Pending        *ebpf.MapSpec `ebpf:"pending"`
 	ProtocolLimits *ebpf.MapSpec `ebpf:"protocol_limits"`
 	ServiceLimits  *ebpf.MapSpec `ebpf:"service_limits"`
 	SourceCounts   *ebpf.MapSpec `ebpf:"source_counts"`
@@ -465,6 +481,7 @@ type LeveeMapSpecs struct {
 	SourceStates   *ebpf.MapSpec `ebpf:"source_states"`
 	SourceTags     *ebpf.MapSpec `ebpf:"source_tags"`
 	Stats          *ebpf.MapSpec `ebpf:"stats"`
+	Tabs           *ebpf.MapSpec `ebpf:"tabs"`
 }
 
 // LeveeVariableSpecs contains global variables before they are loaded into the kernel.
@@ -526,7 +543,6 @@ type LeveeMaps struct {
 	Limits         *ebpf.Map `ebpf:"limits"`
 	ListCounters   *ebpf.Map `ebpf:"list_counters"`
 	Meta           *ebpf.Map `ebpf:"meta"`
-	Pending        *ebpf.Map `ebpf:"pending"`
 	ProtocolLimits *ebpf.Map `ebpf:"protocol_limits"`
 	ServiceLimits  *ebpf.Map `ebpf:"service_limits"`
 	SourceCounts   *ebpf.Map `ebpf:"source_counts"`
@@ -534,6 +550,7 @@ type LeveeMaps struct {
 	SourceStates   *ebpf.Map `ebpf:"source_states"`
 	SourceTags     *ebpf.Map `ebpf:"source_tags"`
 	Stats          *ebpf.Map `ebpf:"stats"`
+	Tabs           *ebpf.Map `ebpf:"tabs"`
 }
 
 func (m *LeveeMaps) Close() error {
@@ -557,7 +574,6 @@ func (m *LeveeMaps) Close() error {
 		m.Limits,
 		m.ListCounters,
 		m.Meta,
-		m.Pending,
 		m.ProtocolLimits,
 		m.ServiceLimits,
 		m.SourceCounts,
@@ -565,6 +581,7 @@ func (m *LeveeMaps) Close() error {
 		m.SourceStates,
 		m.SourceTags,
 		m.Stats,
+		m.Tabs,
 	)
 }
 

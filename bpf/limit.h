@@ -3,7 +3,9 @@
 
 #include "allow.h"
 #include "gcra.h"
+#include "guess.h"
 #include "source.h"
+#include "tab.h"
 
 /* The number of the one limit that a packet falls under: source prefix, then service, then 0. */
 static __always_inline __u32 limit_number(const struct control *control, const struct pkt *pkt)
@@ -80,7 +82,7 @@ static __always_inline enum reason aggregate_charge(const struct limit *limit, _
 	struct aggregate_bucket *bucket;
 	struct source prefix;
 	__u32 length = pkt->family == FAMILY_IPV4 ? limit->aggregate4 : limit->aggregate6;
-	__u32 units = 1, set = thresholds_of(pkt);
+	__u32 units = 1, set = thresholds_of(pkt), free = AGGREGATE_WAYS;
 	__u64 key, burst = READ_ONCE(rate->burst);
 
 	/* Without a rate of its own, what one source may send is what its untracked ones may. */
@@ -96,32 +98,33 @@ static __always_inline enum reason aggregate_charge(const struct limit *limit, _
 
 	mask_source(pkt, length, length, &prefix);
 	key = pkt->family == FAMILY_IPV4 ? prefix.lo << 32 : prefix.hi & ~0ULL << 16;
+	bucket = lookup(aggregates, aggregate_index(key));
 	key |= (number & 0xFF) << 8 | (length & 0x7F) << 1 | (pkt->family == FAMILY_IPV6);
-	bucket = lookup(aggregates, hash64(key) & cfg_aggregate_mask);
 	if (!bucket)
 		return REASON_CONTINUE;
 
 	for (int i = 0; i < AGGREGATE_WAYS; i++) {
-		if (READ_ONCE(bucket->key[i]) != key)
-			continue;
-		gcra_settle(&bucket->tat[i], burst, now);
-		switch (gcra_charge(&bucket->tat[i], rate_cost(rate, units), burst, now)) {
-		case GCRA_OVER:
-			pkt->threshold = COUNT_AGGREGATE;
-			return REASON_LIMIT_AGGREGATE;
-		case GCRA_CONTENDED:
-			stat_add(STAT_CONTENDED);
+		if (READ_ONCE(bucket->key[i]) == key) {
+			gcra_settle(&bucket->tat[i], burst, now);
+			switch (gcra_charge(&bucket->tat[i], rate_cost(rate, units), burst, now)) {
+			case GCRA_OVER:
+				pkt->threshold = COUNT_AGGREGATE;
+				return REASON_LIMIT_AGGREGATE;
+			case GCRA_CONTENDED:
+				stat_add(STAT_CONTENDED);
+			}
+			return REASON_CONTINUE;
 		}
-		return REASON_CONTINUE;
+		if (READ_ONCE(bucket->tat[i]) <= now)
+			free = i;
 	}
-	for (int i = 0; i < AGGREGATE_WAYS; i++) {
-		__u64 old = READ_ONCE(bucket->key[i]);
-
-		if (READ_ONCE(bucket->tat[i]) > now)
-			continue;
-		if (__sync_val_compare_and_swap(&bucket->key[i], old, key) != old)
-			continue;
-		gcra_charge(&bucket->tat[i], rate_cost(rate, units), burst, now);
+	if (free < AGGREGATE_WAYS) {
+		/*
+		 * Plain stores: who loses the cell to another CPU in between goes free this once. A
+		 * locked one would wait for the cell, and make all that follows wait, too.
+		 */
+		WRITE_ONCE(bucket->key[free], key);
+		WRITE_ONCE(bucket->tat[free], now + rate_cost(rate, units));
 		return REASON_CONTINUE;
 	}
 	stat_add(STAT_AGGREGATE_FULL);
@@ -132,8 +135,9 @@ static __always_inline enum reason aggregate_charge(const struct limit *limit, _
  * A penalty stands in the packets' TAT, as the time when it ends, marked by TAT_PENALTY: it needs
  * no field of its own and ends by itself.
  */
-static __always_inline void penalize(const struct limit *limit, const struct source *src,
-				     struct source_state *state, __u64 now)
+static __always_inline void penalize(const struct control *control, const struct limit *limit,
+				     const struct source *src, struct source_state *state,
+				     __u64 now)
 {
 	struct source_tags *tags = lookup(source_tags, src->index / SOURCE_WAYS);
 	__u64 until = now + READ_ONCE(limit->penalty);
@@ -142,7 +146,7 @@ static __always_inline void penalize(const struct limit *limit, const struct sou
 	if (!tags)
 		return;
 	/* seen at the penalty's end: until then no newcomer may take the slot */
-	if (tag_touch(&tags->tag[src->index % SOURCE_WAYS], src->tag, until))
+	if (tag_touch(&tags->tag[src->index % SOURCE_WAYS], src->tag, until, seen_lag(control)))
 		__sync_val_compare_and_swap(&state->tat[THRESHOLD_PACKETS], old,
 					    until | TAT_PENALTY);
 }
@@ -173,34 +177,73 @@ static __always_inline bool penalized(const struct limit *limit, struct source_s
 	return false;
 }
 
-/*
- * Keeps a source's slot until what it owes is paid: whoever lost his slot before would come back
- * with a fresh burst.
- */
-static __always_inline void owes(const struct source *src, const struct source_state *state,
-				 __u32 set, __u64 now)
+/* Measures a tracked packet: by which threshold is it over, if by any? */
+static __always_inline __u32 measure(const struct limit *limit, struct source_state *state,
+				     __u32 set, const struct pkt *pkt, __u64 now)
 {
-	struct source_tags *tags = lookup(source_tags, src->index / SOURCE_WAYS);
-	__u64 until = now;
-
-	if (!tags)
-		return;
 	for (__u32 i = 0; i < THRESHOLD_MAX; i++) {
-		__u64 tat = READ_ONCE(state->tat[i]) & ~TAT_PENALTY;
+		const struct rate *rate = &limit->threshold[i];
+		__u64 burst = READ_ONCE(rate->burst);
 
-		if (set & 1 << i && tat > until)
-			until = tat;
+		if (!(set & 1 << i) || !burst)
+			continue;
+		gcra_settle(&state->tat[i], burst, now);
+		if (!gcra_conforms(READ_ONCE(state->tat[i]),
+				   rate_cost(rate, i == THRESHOLD_BITS ? pkt->length : 1), burst,
+				   now))
+			return i;
 	}
-	tag_touch(&tags->tag[src->index % SOURCE_WAYS], src->tag, until);
+	return THRESHOLD_MAX;
 }
 
-/* Measures a tracked packet by every threshold first, and charges it only if it passes all. */
-static __always_inline enum reason limit_charge(const struct limit *limit, const struct source *src,
-						struct pkt *pkt, __u64 now)
+/* Charges it. Another CPU may have been faster, so that it is over after all. */
+static __always_inline __u32 charge(const struct limit *limit, struct source_state *state,
+				    __u32 set, const struct pkt *pkt, __u64 now)
+{
+	for (__u32 i = 0; i < THRESHOLD_MAX; i++) {
+		const struct rate *rate = &limit->threshold[i];
+		__u64 burst = READ_ONCE(rate->burst);
+
+		if (!(set & 1 << i) || !burst)
+			continue;
+		switch (gcra_charge(&state->tat[i],
+				    rate_cost(rate, i == THRESHOLD_BITS ? pkt->length : 1), burst,
+				    now)) {
+		case GCRA_OVER:
+			return i;
+		case GCRA_CONTENDED:
+			stat_add(STAT_CONTENDED);
+		}
+	}
+	return THRESHOLD_MAX;
+}
+
+/* How many packets of a source may pass on credit, by the least generous of these thresholds. */
+static __always_inline __u32 credit_of(const struct limit *limit, __u32 set)
+{
+	__u32 all = limit->credit[0] | limit->credit[1] << 8 | limit->credit[2] << 16;
+	__u32 least = CREDIT_MAX;
+
+	for (__u32 i = 0; i < THRESHOLD_MAX; i++) {
+		__u32 mine = all >> i * 4 & 15;
+
+		if (set & 1 << i && READ_ONCE(limit->threshold[i].burst) && mine < least)
+			least = mine;
+	}
+	return 1U << least >> 1;
+}
+
+/*
+ * Holds a tracked packet to its limit: every threshold is asked before any is charged. One that comes
+ * again within a tick of the coarse clock gets credit, if the limit gives any.
+ */
+static __always_inline enum reason limit_charge(const struct control *control,
+						const struct limit *limit, const struct source *src,
+						struct pkt *pkt, struct tab *tab, __u32 set,
+						bool again, __u64 now)
 {
 	struct source_state *state = lookup(source_states, src->index);
-	__u32 set = thresholds_of(pkt);
-	__u32 over = THRESHOLD_MAX;
+	__u32 over;
 
 	if (!state)
 		return REASON_CONTINUE;
@@ -208,42 +251,19 @@ static __always_inline enum reason limit_charge(const struct limit *limit, const
 		pkt->threshold = COUNT_PENALTY;
 		return REASON_PENALTY;
 	}
+	over = measure(limit, state, set, pkt, now);
+	if (over == THRESHOLD_MAX && again) {
+		__u32 credit = credit_of(limit, set);
 
-	for (__u32 i = 0; i < THRESHOLD_MAX; i++) {
-		const struct rate *rate = &limit->threshold[i];
-		__u64 burst = READ_ONCE(rate->burst);
-
-		if (!(set & 1 << i) || !burst || over != THRESHOLD_MAX)
-			continue;
-		gcra_settle(&state->tat[i], burst, now);
-		if (!gcra_conforms(READ_ONCE(state->tat[i]),
-				   rate_cost(rate, i == THRESHOLD_BITS ? pkt->length : 1), burst,
-				   now))
-			over = i;
-	}
-	if (over == THRESHOLD_MAX) {
-		for (__u32 i = 0; i < THRESHOLD_MAX; i++) {
-			const struct rate *rate = &limit->threshold[i];
-			__u64 burst = READ_ONCE(rate->burst);
-
-			if (!(set & 1 << i) || !burst || over != THRESHOLD_MAX)
-				continue;
-			switch (gcra_charge(&state->tat[i],
-					    rate_cost(rate, i == THRESHOLD_BITS ? pkt->length : 1),
-					    burst, now)) {
-			case GCRA_OVER:
-				over = i;
-				break;
-			case GCRA_CONTENDED:
-				stat_add(STAT_CONTENDED);
-				break;
-			case GCRA_PASS:
-				break;
-			}
+		if (credit >= room_of(pkt)) {
+			tab->room = credit;
+			return REASON_CONTINUE;
 		}
 	}
+	if (over == THRESHOLD_MAX)
+		over = charge(limit, state, set, pkt, now);
 	if (over == THRESHOLD_MAX) {
-		owes(src, state, set, now);
+		source_owes(control, src->index, src->tag, state, set, now);
 		return REASON_CONTINUE;
 	}
 	pkt->threshold = over;
@@ -257,29 +277,64 @@ __noinline enum reason limit_source(struct pkt *pkt, __u32 number)
 	struct limit *limit;
 	struct source_state *state;
 	struct source src = {};
+	struct tabs *mine = lookup(tabs, 0);
+	struct tab *tab;
 	enum reason reason = REASON_CONTINUE;
 	enum tracked tracked;
-	__u64 now;
+	bool again = false;
+	__u64 now, tick = 0;
+	__u32 set;
 
-	if (!pkt || !control)
+	if (!pkt || !control || !mine)
 		return REASON_CONTINUE;
 	limit = lookup(limits, number);
 	if (!limit || !(limit->flags & LIMIT_ENABLED))
 		return REASON_CONTINUE;
 	pkt->limit = number;
 	pkt->monitor = limit->flags & LIMIT_MONITOR;
-	now = limit->flags & LIMIT_COARSE ? bpf_ktime_get_coarse_ns() : bpf_ktime_get_ns();
+	set = thresholds_of(pkt);
 	mask_source(pkt, limit->group4, limit->group6, &src);
+	src.hash = pkt->hash;
+	if (src.lo != usual_lo(pkt) || src.hi != pkt->src_hi)
+		src.hash = source_hash(src.hi, src.lo); /* not grouped by the usual length */
+	src.tag = (__u64)(number & 0xFF) << TAG_LIMIT_SHIFT |
+		  (__u64)(pkt->family == FAMILY_IPV6) << TAG_FAMILY_SHIFT | TAG_LIVE;
+	tab = tab_of(mine, &src);
 
-	tracked = source_track(control, &src, pkt->family, number, now);
+	if (limit->flags & LIMIT_COARSE) {
+		now = tick = bpf_ktime_get_coarse_ns();
+		if (tab->tick == tick && tab_is(tab, &src)) {
+			/* This tick's last answer is this packet's, if that is about as much. */
+			if (tab->set == set && tab->room >= room_of(pkt)) {
+				tab->room -= room_of(pkt);
+				tab_owe(tab, pkt);
+				return REASON_CONTINUE;
+			}
+			if (tab->set == set && tab->refusal && pkt->length >= tab->length) {
+				tab->dropped++;
+				pkt->threshold = tab->threshold;
+				return tab->refusal;
+			}
+			again = !(limit->flags & LIMIT_AGGREGATE);
+		}
+	} else {
+		now = bpf_ktime_get_ns();
+	}
+	if (tab->owed)
+		tab_bill(tab);
+
+	tracked = source_track(control, &src, now);
+	mine->guess = tracked == TRACKED ? GUESS_KNOWN : GUESS_STRANGER;
 	if (tracked == RACED) {
 		stat_add(STAT_CONTENDED);
 		return REASON_CONTENDED;
 	}
-	if (tracked == TRACKED)
-		reason = limit_charge(limit, &src, pkt, now);
-	else
+	if (tracked == TRACKED) {
+		tab_open(tab, &src, tick, set);
+		reason = limit_charge(control, limit, &src, pkt, tab, set, again, now);
+	} else {
 		stat_add(STAT_UNTRACKED);
+	}
 	if (reason == REASON_CONTINUE && (tracked == UNTRACKED || limit->flags & LIMIT_AGGREGATE))
 		reason = aggregate_charge(limit, number, pkt, now);
 
@@ -287,16 +342,28 @@ __noinline enum reason limit_source(struct pkt *pkt, __u32 number)
 		reason = REASON_EXEMPT;
 	if (tracked == UNTRACKED)
 		return reason == REASON_CONTINUE ? REASON_UNTRACKED : reason;
-	if (reason == REASON_CONTINUE || reason == REASON_EXEMPT) {
-		source_count(&src, pkt->length, false);
+	if (tab->room) {
+		tab->room -= room_of(pkt);
+		tab_owe(tab, pkt);
 		return reason;
 	}
-	source_count(&src, pkt->length, true);
-	if (limit->penalty && reason != REASON_PENALTY && reason != REASON_LIMIT_AGGREGATE) {
+	if (reason == REASON_CONTINUE || reason == REASON_EXEMPT) {
+		tab_pass(tab, pkt);
+		return reason;
+	}
+	tab->dropped++;
+	if (reason == REASON_LIMIT_AGGREGATE)
+		return reason;
+	if (limit->penalty && reason != REASON_PENALTY) {
 		state = lookup(source_states, src.index);
 		if (state)
-			penalize(limit, &src, state, now);
+			penalize(control, limit, &src, state, now);
+		return reason;
 	}
+	/* What does not conform now does not until the clock moves. */
+	tab->refusal = tick ? reason : 0;
+	tab->threshold = pkt->threshold;
+	tab->length = reason != REASON_LIMIT_BITS ? 0 : pkt->length < 0xFFFF ? pkt->length : 0xFFFF;
 	return reason;
 }
 

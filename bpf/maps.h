@@ -76,13 +76,13 @@ ARRAY(service_limits, __u64, 2 * 65536 / 8);
 ARRAY(protocol_limits, __u64, 256 / 8);
 
 /*
- * Sources; the program writes, user space reads through the mapping. Bucket hash(source, limit,
- * family); index bucket * 8 + way. 104 bytes a source. An idle one makes room for a newcomer.
+ * Sources; the program writes, user space reads through the mapping. Bucket hash(source);
+ * index bucket * 8 + way. 104 bytes a source. An idle one makes room for a newcomer.
  */
 ARRAY(source_tags, struct source_tags, 1 << 16);
 ARRAY(source_states, struct source_state, SOURCE_WAYS << 16);
 ARRAY(source_counts, struct source_counts, SOURCE_WAYS << 16);
-PERCPU(pending, struct pending_set, 1);
+PERCPU(tabs, struct tabs, 1);
 
 /* hash(prefix, limit) -> four cells. The program writes. A cell that owes nothing is free. */
 ARRAY(aggregates, struct aggregate_bucket, 1 << 14);

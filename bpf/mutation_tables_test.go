@@ -516,7 +516,7 @@ func limitRows() []row {
 		}, want: []outcome{clean.times(2), overPackets.times(2)}},
 		row{name: "an idle source makes room", packet: tcp, setup: func(w *world) {
 			w.Fill()
-			w.Age(11 * time.Second)
+			w.Age(13 * time.Second)
 		}, want: []outcome{clean.times(3)}, stats: map[bpf.Stat]uint64{bpf.StatEvicted: 1}},
 		row{name: "a source that is not idle long enough makes none", packet: tcp, setup: func(w *world) {
 			w.Fill()

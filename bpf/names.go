@@ -31,8 +31,6 @@ type (
 	Limit = LeveeLimit
 	// Meta says what a pinned set is.
 	Meta = LeveeMeta
-	// PendingSet is what a CPU has counted for sources and not handed over yet.
-	PendingSet = LeveePendingSet
 	// PrefixKey is the key of the tries.
 	PrefixKey = LeveePrefixKey
 	// Rate is a rate as GCRA knows it.
@@ -43,6 +41,8 @@ type (
 	SourceState = LeveeSourceState
 	// SourceTags is a cache line of eight sources' tags.
 	SourceTags = LeveeSourceTags
+	// Tabs is what a CPU has served sources and not put to their entries yet.
+	Tabs = LeveeTabs
 )
 
 // Family is a packet's network protocol, as the counters know it.
@@ -127,7 +127,7 @@ const (
 
 // Sizes and shapes that both sides share; types.h explains each.
 const (
-	Schema = 1
+	Schema = 2
 
 	MaxInterfaces = uint32(LeveeSizesMAX_INTERFACES)
 	MaxLimits     = uint32(LeveeSizesMAX_LIMITS)
@@ -170,7 +170,11 @@ const (
 	// TATPenalty marks a source's packets' TAT as the time when its penalty ends.
 	TATPenalty = uint64(1) << 63
 
-	PendingSlots = int(LeveePendingGeometryPENDING_SLOTS)
+	// SeenLag is by which part of the idle time a source's seen may lag behind: a quarter.
+	SeenLag = int(LeveeSourceTagSEEN_LAG)
+
+	CreditMax   = int(LeveeTabGeometryCREDIT_MAX)
+	CreditBytes = int(LeveeTabGeometryCREDIT_BYTES)
 
 	// Forever is the expiry of what does not expire, in ns of CLOCK_MONOTONIC.
 	Forever = ^uint64(0)

@@ -32,6 +32,7 @@ struct pkt {
 	__u64 src_lo;
 	__u64 dst_hi;
 	__u64 dst_lo;
+	__u64 hash;   /* of the source: see source_hash */
 	__u32 length; /* of the whole frame */
 	__u32 l3;     /* offset of the IP header */
 	__u32 l4;     /* offset of what follows it */

@@ -9,7 +9,8 @@
 struct source {
 	__u64 hi; /* masked to the limit's group */
 	__u64 lo;
-	__u64 tag;   /* the tag without `seen` */
+	__u64 hash;
+	__u64 tag; /* the tag without `seen`; until it is looked for, without its fingerprint, too */
 	__u32 index; /* into the source table */
 };
 
@@ -22,21 +23,42 @@ static __always_inline __u64 tag_with_seen(__u64 tag, __u64 ns)
 	return (tag & ~TAG_SEEN) | (ns >> SEEN_SHIFT & TAG_SEEN_MASK) << TAG_SEEN_SHIFT;
 }
 
+/* What the limits of a source have in common: its bucket, its home in there, and its fingerprint. */
+static __always_inline __u64 source_hash(__u64 hi, __u64 lo)
+{
+	return hash128(hi, lo);
+}
+
+/* The way of its bucket that a source takes if it can. */
+static __always_inline __u32 source_home(__u64 hash)
+{
+	return hash >> 32 & (SOURCE_WAYS - 1);
+}
+
 /* Units since the tag was seen; negative while a penalty holds. 38 bits: no wrap in 146,000 years. */
 static __always_inline __s64 tag_age(__u64 tag, __u64 now)
 {
 	return (__s64)(now >> SEEN_SHIFT) - (__s64)(tag >> TAG_SEEN_SHIFT & TAG_SEEN_MASK);
 }
 
-/* Moves `seen` forward to a time. False if someone else changed the tag to another source's. */
-static __always_inline bool tag_touch(__u64 *tag, __u64 fixed, __u64 ns)
+/* By how much `seen` may lag, in its units. */
+static __always_inline __s64 seen_lag(const struct control *control)
+{
+	return control->source_idle / SEEN_LAG >> SEEN_SHIFT;
+}
+
+/*
+ * Moves `seen` forward to a time, if it lags too far behind. False if someone else changed the tag to
+ * another source's.
+ */
+static __always_inline bool tag_touch(__u64 *tag, __u64 fixed, __u64 ns, __s64 lag)
 {
 	for (int i = 0; i < 2; i++) {
 		__u64 old = READ_ONCE(*tag);
 
 		if ((old & ~TAG_SEEN) != fixed)
 			return false;
-		if (tag_age(old, ns) <= 0)
+		if (likely(tag_age(old, ns) <= lag))
 			return true;
 		if (__sync_val_compare_and_swap(tag, old, tag_with_seen(fixed, ns)) == old)
 			return true;
@@ -44,70 +66,66 @@ static __always_inline bool tag_touch(__u64 *tag, __u64 fixed, __u64 ns)
 	return true; /* others touch it, too: it is seen */
 }
 
-/* Which slot of a bucket a newcomer may take: a free one, else the longest idle, else none. */
-__noinline __u32 source_victim(__u32 bucket, __u64 now, __u64 idle)
+/*
+ * `seen`, where the tag has it, of a source that was not heard of for source_idle, and owes nothing:
+ * a newcomer may take the slot of one that was seen before. At least 1, so that a free slot, which is
+ * 0, always is.
+ */
+static __always_inline __u64 seen_idle(const struct control *control, __u64 now)
 {
-	struct source_tags *tags = lookup(source_tags, bucket);
-	__s64 oldest = idle >> SEEN_SHIFT;
-	__u32 victim = SOURCE_WAYS;
+	__s64 units =
+		(now >> SEEN_SHIFT) - (control->source_idle >> SEEN_SHIFT) - seen_lag(control);
 
-	if (!tags)
-		return SOURCE_WAYS;
-	for (__u32 i = 0; i < SOURCE_WAYS; i++) {
-		__u64 tag = READ_ONCE(tags->tag[i]);
-
-		if (!tag)
-			return i;
-		if (tag & TAG_LIVE && tag_age(tag, now) > oldest) {
-			victim = i;
-			oldest = tag_age(tag, now);
-		}
-	}
-	return victim;
+	return units > 0 ? (__u64)units << TAG_SEEN_SHIFT : 1;
 }
 
 /*
- * Finds the source's slot, or takes one. A slot is taken by compare-and-swap of its tag: old ->
- * busy -> new; the entry is filled while it is busy, and readers skip busy slots. A slot that was
- * touched within control->source_idle is never taken, and a found one is touched before it is
- * charged: so nobody is charged for another.
+ * Finds the source's slot, or takes one: its home or another that is free, else that of the longest
+ * idle. A slot is taken by compare-and-swap of its tag: old -> busy -> new; the entry is filled
+ * while it is busy, and readers skip busy slots. A slot that was touched within
+ * control->source_idle is never taken, and a found one is touched before it is charged: so nobody is
+ * charged for another.
  */
 static __always_inline enum tracked source_track(const struct control *control, struct source *src,
-						 __u8 family, __u8 limit, __u64 now)
+						 __u64 now)
 {
-	__u64 hash = hash64(hash128(src->hi, src->lo) + ((__u32)limit << 8 | family));
-	__u32 bucket = hash & cfg_source_mask;
+	__u32 bucket = src->hash & cfg_source_mask;
+	__u32 home = source_home(src->hash);
 	struct source_tags *tags = lookup(source_tags, bucket);
 	struct source_state *state;
 	struct source_counts *counts;
-	__u64 victim_tag;
-	__u32 victim;
+	__u64 idle = seen_idle(control, now), oldest = idle, victim_tag;
+	__u32 victim = SOURCE_WAYS;
 
-	src->tag = hash >> TAG_PRINT_SHIFT << TAG_PRINT_SHIFT | (__u64)limit << TAG_LIMIT_SHIFT |
-		   (__u64)(family == FAMILY_IPV6) << TAG_FAMILY_SHIFT | TAG_LIVE;
+	src->tag |= src->hash >> TAG_PRINT_SHIFT << TAG_PRINT_SHIFT;
 	if (!tags)
 		return UNTRACKED;
 
 	for (__u32 i = 0; i < SOURCE_WAYS; i++) {
-		__u64 tag = READ_ONCE(tags->tag[i]);
+		__u32 way = (home + i) % SOURCE_WAYS;
+		__u64 tag = READ_ONCE(tags->tag[way]);
 
-		if ((tag & ~TAG_SEEN) == src->tag) {
-			state = lookup(source_states, bucket * SOURCE_WAYS + i);
-			if (!state || state->hi != src->hi || state->lo != src->lo)
-				continue;
-			src->index = bucket * SOURCE_WAYS + i;
-			return tag_touch(&tags->tag[i], src->tag, now) ? TRACKED : RACED;
+		if (((tag ^ src->tag) & ~TAG_SEEN & ~(__u64)TAG_LIVE) == 0) {
+			if (!(tag & TAG_LIVE))
+				return RACED; /* another CPU is making this very entry */
+			state = lookup(source_states, bucket * SOURCE_WAYS + way);
+			if (state && state->hi == src->hi && state->lo == src->lo) {
+				src->index = bucket * SOURCE_WAYS + way;
+				return tag_touch(&tags->tag[way], src->tag, now,
+						 seen_lag(control)) ?
+					       TRACKED :
+					       RACED;
+			}
 		}
-		if ((tag & ~TAG_SEEN) == (src->tag & ~(__u64)TAG_LIVE) && tag)
-			return RACED; /* another CPU is making this very entry */
+		if ((tag & TAG_SEEN) < oldest) {
+			victim = way;
+			oldest = tag & TAG_SEEN;
+		}
 	}
-
-	victim = source_victim(bucket, now, control->source_idle);
 	if (victim >= SOURCE_WAYS)
 		return UNTRACKED;
 	victim_tag = READ_ONCE(tags->tag[victim]);
-	if (victim_tag && (!(victim_tag & TAG_LIVE) ||
-			   tag_age(victim_tag, now) <= (__s64)(control->source_idle >> SEEN_SHIFT)))
+	if (victim_tag && (!(victim_tag & TAG_LIVE) || (victim_tag & TAG_SEEN) >= idle))
 		return RACED;
 	if (__sync_val_compare_and_swap(&tags->tag[victim], victim_tag,
 					tag_with_seen(src->tag & ~(__u64)TAG_LIVE, now)) !=
@@ -134,46 +152,23 @@ static __always_inline enum tracked source_track(const struct control *control, 
 	return TRACKED;
 }
 
-/* Hands what was gathered over to its source's entry, if that is still the source's. */
-static __always_inline void pending_flush(const struct pending *pending)
+/*
+ * Keeps a source's slot until what it owes by these thresholds is paid: who lost his slot before would
+ * come back with a fresh burst.
+ */
+static __always_inline void source_owes(const struct control *control, __u32 index, __u64 fixed,
+					const struct source_state *state, __u32 set, __u64 now)
 {
-	struct source_tags *tags = lookup(source_tags, pending->slot / SOURCE_WAYS);
-	struct source_counts *counts = lookup(source_counts, pending->slot);
+	struct source_tags *tags = lookup(source_tags, index / SOURCE_WAYS);
+	__u64 until = now;
 
-	if (!tags || !counts)
+	if (!tags)
 		return;
-	if ((READ_ONCE(tags->tag[pending->slot % SOURCE_WAYS]) & ~TAG_SEEN) != pending->tag)
-		return;
-	if (pending->passed) {
-		__sync_fetch_and_add(&counts->packets, pending->passed);
-		__sync_fetch_and_add(&counts->bytes, pending->bytes);
-	}
-	if (pending->dropped)
-		__sync_fetch_and_add(&counts->dropped, pending->dropped);
-}
+	for (__u32 i = 0; i < THRESHOLD_MAX; i++) {
+		__u64 tat = READ_ONCE(state->tat[i]) & ~TAT_PENALTY;
 
-static __always_inline void source_count(const struct source *src, __u32 bytes, bool dropped)
-{
-	struct pending_set *set = lookup(pending, 0);
-	struct pending *mine;
-
-	if (!set)
-		return;
-	mine = &set->slot[src->index % PENDING_SLOTS];
-	if (mine->slot != src->index || mine->tag != src->tag ||
-	    mine->passed + mine->dropped >= PENDING_FLUSH) {
-		if (mine->passed + mine->dropped)
-			pending_flush(mine);
-		mine->slot = src->index;
-		mine->passed = 0;
-		mine->dropped = 0;
-		mine->bytes = 0;
-		mine->tag = src->tag;
+		if (set & 1 << i && tat > until)
+			until = tat;
 	}
-	if (dropped) {
-		mine->dropped++;
-		return;
-	}
-	mine->passed++;
-	mine->bytes += bytes;
+	tag_touch(&tags->tag[index % SOURCE_WAYS], fixed, until, seen_lag(control));
 }

@@ -8,7 +8,7 @@
  * is asserted; bpf2go makes the Go twins of these types. A change here that is not an addition at
  * the end of an enum is a change of SCHEMA.
  */
-#define LEVEE_SCHEMA 1
+#define LEVEE_SCHEMA 2
 
 /*
  * Why a packet's way ended where it did. One enum, from the verdict to the metric's label to the
@@ -94,8 +94,8 @@ struct control {
 	__u32 service_limits; /* likewise for limits bound to a protocol and port */
 	__u64 control_cost;   /* ns that one control packet costs its cap (see GCRA in limit.h) */
 	__u64 control_burst;  /* ns of debt that the cap allows; 0: no cap */
-	__u64 source_idle;    /* ns without a packet after which a newcomer may take the slot */
-	__u64 ban_epoch;      /* rises before a ban goes, if others came since it last rose */
+	__u64 source_idle; /* ns without a packet after which a newcomer may take the slot, at least */
+	__u64 ban_epoch; /* rises before a ban goes, if others came since it last rose */
 	__u64 pad;
 };
 _Static_assert(sizeof(struct control) == 64, "control");
@@ -182,7 +182,7 @@ _Static_assert(sizeof(struct ban6_bucket) == 64, "ban6_bucket");
  * the filter that the first 16 bits index.
  */
 struct ban6_lengths {
-	__u64 low;  /* bit n: length n, for 0..63 */
+	__u64 low;  /* bit n: length n, for 32..63; 1..31: a mark of the hash, see ban6_mark */
 	__u64 high; /* bit n: length 64 + n, for 64..127; length 128 is bit 0 of low */
 };
 _Static_assert(sizeof(struct ban6_lengths) == 16, "ban6_lengths");
@@ -242,7 +242,12 @@ struct limit {
 	__u8 group6;	 /* … IPv6: 16..128 */
 	__u8 aggregate4; /* prefix length of the aggregate, IPv4: 8..32 */
 	__u8 aggregate6; /* … IPv6: 16..48 */
-	__u8 pad[3];
+	/*
+	 * How many packets (of up to CREDIT_BYTES) a CPU may let pass on credit and charge together
+	 * later: a nibble a threshold, the lowest first; 0 none, else 1 << (n - 1). User space makes
+	 * a burst shorter by what all CPUs together may give. With LIMIT_COARSE only.
+	 */
+	__u8 credit[3];
 };
 _Static_assert(sizeof(struct limit) == 128, "limit");
 
@@ -252,12 +257,14 @@ _Static_assert(sizeof(struct limit) == 128, "limit");
  *
  *   tag:  fingerprint 16 | limit 8 | seen 38 | family 1 | live 1   (high to low)
  *
- * seen is the last packet's time, or when its debts are paid or its penalty ends if that is later, in units of 2^24 ns.
+ * seen is the last packet's time, or when its debts are paid or its penalty ends if that is later, in
+ * units of 2^24 ns. It may lag by SEEN_LAG of source_idle, so that most packets need not write it.
  * A tag that is not live is empty (0) or busy: claimed, its entry not filled yet.
  */
 enum source_tag {
 	SOURCE_WAYS = 8,
 	SEEN_SHIFT = 24, /* log2 of its unit in ns */
+	SEEN_LAG = 4,	 /* seen lags by a quarter of source_idle at most */
 	TAG_LIVE = 1,
 	TAG_FAMILY_SHIFT = 1, /* 0 IPv4, 1 IPv6 */
 	TAG_SEEN_SHIFT = 2,
@@ -285,7 +292,7 @@ struct source_state {
 _Static_assert(sizeof(struct source_state) == 64, "source_state");
 
 struct source_counts {
-	__u64 packets; /* passed; up to PENDING_FLUSH per CPU more stand in `pending` */
+	__u64 packets; /* passed; more may stand on the CPUs' tabs */
 	__u64 bytes;   /* passed */
 	__u64 dropped; /* packets */
 	__u64 first;   /* CLOCK_MONOTONIC ns */
@@ -293,21 +300,44 @@ struct source_counts {
 _Static_assert(sizeof(struct source_counts) == 32, "source_counts");
 
 /*
- * What a source's counts grow by gathers per CPU before it is added to its entry: a flood from one
- * source then writes a shared line once in PENDING_FLUSH packets.
+ * A source's tab with a CPU: what it was served here and is not in its entry yet. So a flood from
+ * one source writes lines that others share once in many packets, and while the coarse clock stands
+ * still the answer to its last packet answers the next ones: it may pass on credit while there is
+ * room, and what was refused stays refused, for nothing becomes due in between.
  */
-enum pending_geometry { PENDING_SLOTS = 64, PENDING_FLUSH = 64 };
-struct pending {
-	__u32 slot; /* index into the source table */
-	__u16 passed;
-	__u16 dropped;
-	__u64 bytes; /* passed */
-	__u64 tag; /* the tag's fixed bits at that time: counts of a source that has gone are let go */
+enum tab_geometry {
+	TABS = 64,
+	TAB_FLUSH = 64,			  /* packets after which counts are handed over */
+	CREDIT_MAX = 7,			  /* the most that a nibble of credit says: 64 packets */
+	CREDIT_SHIFT = 11,		  /* log2 of CREDIT_BYTES */
+	CREDIT_BYTES = 1 << CREDIT_SHIFT, /* a longer packet takes the room of several */
 };
-struct pending_set {
-	struct pending slot[PENDING_SLOTS];
+struct tab {
+	__u64 hi; /* whose it is: as in source_state */
+	__u64 lo;
+	__u64 tag; /* … its tag's fixed bits; 0: nobody's */
+	__u64 tick; /* coarse time of room and refusal, ns; 0: by the exact clock, so neither holds */
+	__u64 bytes;	  /* passed, not counted in its entry yet */
+	__u32 slot;	  /* index into the source table */
+	__u32 dropped;	  /* packets, likewise */
+	__u16 passed;	  /* packets, likewise */
+	__u16 owed;	  /* of these: on credit */
+	__u32 owed_bytes; /* likewise */
+	__u16 length;	  /* bytes: packets as long as this and longer are refused */
+	__u8 room;	  /* packets that may pass yet in this tick, on credit */
+	__u8 set;	  /* the thresholds that room, debt and refusal are about, a bit each */
+	__u8 refusal;	  /* enum reason; 0: none */
+	__u8 threshold;	  /* … and its counter */
+	__u8 pad[2];
+} __attribute__((aligned(64)));
+_Static_assert(sizeof(struct tab) == 64, "tab");
+enum guess { GUESS_STRANGER, GUESS_KNOWN, GUESS_BANNED };
+struct tabs {
+	struct tab tab[TABS];
+	__u64 guess; /* enum guess: what the next packet will need, which is what the last one did */
+	__u64 pad[7];
 };
-_Static_assert(sizeof(struct pending_set) == 1536, "pending_set");
+_Static_assert(sizeof(struct tabs) == 4096 + 64, "tabs");
 
 /* Aggregates, four to a cache line: a cell whose time has passed owes nothing and is free. */
 enum { AGGREGATE_WAYS = 4 };

@@ -7,8 +7,8 @@
 // # What is pinned
 //
 //	/sys/fs/bpf/levee/           Config.Root
-//	    1/maps/NAME              the set of maps of schema 1
-//	    1-new/maps/NAME          a set that is being filled and will take the place of 1 (see Upgrade)
+//	    2/maps/NAME              the set of maps of schema 2
+//	    2-new/maps/NAME          a set that is being filled and will take the place of 2 (see Upgrade)
 //	    links/IFACE              the link that holds the program of one interface
 //
 // The program itself has no pin: the link holds it. A bpf filesystem takes no dots in names, so the

@@ -125,12 +125,17 @@ func (b *ban6) ask(hi, lo, set uint64, base int) (word, expires uint64) {
 func (b *ban6) once(hi, lo uint64, tiers uint32) (word, expires uint64) {
 	var low, high uint64
 	if tiers&bpf.Ban6Tier48 != 0 {
-		cell := b.cell(hi >> 16)
-		low |= atomic.LoadUint64(&cell.Low) & (0xFFFF<<48 | 1)
-		high |= atomic.LoadUint64(&cell.High)
+		n, mark := b.cell(hi >> 16)
+		if set := atomic.LoadUint64(&b.filter[n].Low); set>>mark&1 != 0 {
+			low |= set & (0xFFFF<<48 | 1)
+			high |= atomic.LoadUint64(&b.filter[n].High)
+		}
 	}
 	if tiers&bpf.Ban6Tier32 != 0 {
-		low |= atomic.LoadUint64(&b.cell(hi>>32).Low) & (0xFFFF << 32)
+		n, mark := b.cell(hi >> 32)
+		if set := atomic.LoadUint64(&b.filter[n].Low); set>>mark&1 != 0 {
+			low |= set & (0xFFFF << 32)
+		}
 	}
 	if tiers&bpf.Ban6TierWide != 0 {
 		low |= atomic.LoadUint64(&b.wide[hi>>48]) & 0xFFFFFFFE
@@ -171,9 +176,12 @@ func (b *ban6) lookup(hi, lo uint64) (word, expires uint64) {
 	return word, expires
 }
 
-func (b *ban6) cellOf(x uint64) uint32 { return uint32(b.hash.hash64(x)) & b.filterMask }
-
-func (b *ban6) cell(x uint64) *bpf.Ban6Lengths { return &b.filter[b.cellOf(x)] }
+// cell is where the first 48 or 32 bits of an address lead, and the bit of its Low that says so: the
+// twin of ban6_mark.
+func (b *ban6) cell(x uint64) (n, mark uint32) {
+	hash := b.hash.hash64(x)
+	return uint32(hash) & b.filterMask, max(uint32(hash>>59), 1)
+}
 
 func (b *ban6) says(at int) content { return contentOf(b.table[at].Word, b.table[at].Expires) }
 
@@ -435,13 +443,8 @@ func (b *ban6) leave(k key6) {
 // its users are counted. A prefix of up to 16 bits has that bit in each word from this one on,
 // 2^(16-length) of them, and is their only user.
 func (b *ban6) bitOf(k key6) (word *uint64, bit uint64, ref uint32) {
-	switch tierOf(k.length) {
-	case 0, 1:
-		x := k.hi >> 16
-		if k.length < 48 {
-			x = k.hi >> 32
-		}
-		n := b.cellOf(x)
+	if tierOf(k.length) < 2 {
+		n, _ := b.cellOf(k)
 		ref = n<<8 | uint32(k.length)
 		if k.length >= 64 && k.length < 128 {
 			return &b.filter[n].High, 1 << (k.length - 64), ref
@@ -452,12 +455,26 @@ func (b *ban6) bitOf(k key6) (word *uint64, bit uint64, ref uint32) {
 	return &b.wide[n], 1 << k.length, 1<<31 | n<<8 | uint32(k.length)
 }
 
+// cellOf is the cell that leads to a prefix of 32 bits and more, and its mark there.
+func (b *ban6) cellOf(k key6) (n, mark uint32) {
+	if k.length < 48 {
+		return b.cell(k.hi >> 32)
+	}
+	return b.cell(k.hi >> 16)
+}
+
 // cover sets the filters' bits that lead to a prefix, and returns whether that took a write.
 func (b *ban6) cover(k key6) (wrote bool) {
 	word, bit, ref := b.bitOf(k)
 	if k.length > 16 {
 		b.refs[ref]++
-		return or(word, bit)
+		wrote = or(word, bit)
+		if k.length >= 32 { // the mark comes last: readers ask for it first
+			n, mark := b.cellOf(k)
+			b.refs[n<<8|mark]++
+			wrote = or(&b.filter[n].Low, 1<<mark) || wrote
+		}
+		return wrote
 	}
 	for i := range b.span(k) {
 		wrote = or(&b.wide[i], bit) || wrote
@@ -469,16 +486,25 @@ func (b *ban6) cover(k key6) (wrote bool) {
 func (b *ban6) uncover(k key6) {
 	word, bit, ref := b.bitOf(k)
 	if k.length > 16 {
-		if b.refs[ref]--; b.refs[ref] > 0 {
-			return
+		if k.length >= 32 {
+			n, mark := b.cellOf(k)
+			b.release(&b.filter[n].Low, 1<<mark, n<<8|mark)
 		}
-		delete(b.refs, ref)
-		atomic.StoreUint64(word, *word&^bit)
+		b.release(word, bit, ref)
 		return
 	}
 	for i := range b.span(k) {
 		atomic.StoreUint64(&b.wide[i], b.wide[i]&^bit)
 	}
+}
+
+// release clears a bit that nobody else uses.
+func (b *ban6) release(word *uint64, bit uint64, ref uint32) {
+	if b.refs[ref]--; b.refs[ref] > 0 {
+		return
+	}
+	delete(b.refs, ref)
+	atomic.StoreUint64(word, *word&^bit)
 }
 
 // span yields the cells of the wide filter that a prefix of up to 16 bits covers.

@@ -121,7 +121,7 @@ func (b *ban6) fitLow(i int) uint64 {
 		if bit == 0 {
 			bit = 128
 		}
-		return bit >= 32 && b.refs[uint32(i)<<8|uint32(bit)] > 0
+		return b.refs[uint32(i)<<8|uint32(bit)] > 0
 	})
 }
 

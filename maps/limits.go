@@ -11,6 +11,8 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/levee-xdp/levee/bpf"
 )
 
@@ -51,7 +53,8 @@ type Limits struct {
 	protocols []uint64
 	trie      trie[uint32]
 	control   *bpf.Control
-	tick      uint64
+	tick      uint64 // of the coarse clock, ns
+	cpus      uint64 // that may let packets pass on credit
 
 	bound       map[netip.Prefix]uint32 // what trie holds
 	boundTo     [bpf.MaxLimits]int      // how many services a limit has
@@ -59,6 +62,10 @@ type Limits struct {
 }
 
 func openLimits(o *opener, control *bpf.Control) *Limits {
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil && o.err == nil {
+		o.err = fmt.Errorf("count the CPUs: %w", err)
+	}
 	// The blocker is number 0: no binding.
 	return &Limits{
 		limits:    array[bpf.Limit](o, bpf.LeveeMapLimits, true),
@@ -67,6 +74,7 @@ func openLimits(o *opener, control *bpf.Control) *Limits {
 		trie:      trie[uint32]{m: o.get(bpf.LeveeMapSourceLimits), name: bpf.LeveeMapSourceLimits},
 		control:   control,
 		tick:      tick(),
+		cpus:      uint64(cpus),
 	}
 }
 

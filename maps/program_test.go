@@ -670,7 +670,7 @@ func TestOpenRefuses(t *testing.T) {
 		}
 		return err
 	}
-	for name := range map[string]bool{bpf.LeveeMapMeta: true, bpf.LeveeMapBan6Wide: true, bpf.LeveeMapEvents: true, bpf.LeveeMapAllows: true, bpf.LeveeMapPending: true} {
+	for name := range map[string]bool{bpf.LeveeMapMeta: true, bpf.LeveeMapBan6Wide: true, bpf.LeveeMapEvents: true, bpf.LeveeMapAllows: true, bpf.LeveeMapTabs: true} {
 		if err := without(name); err == nil {
 			t.Errorf("opened without %s", name)
 		}

@@ -204,11 +204,46 @@ func (l *Limits) coarsen(limit *bpf.Limit) {
 			return
 		}
 	}
-	for i := range limit.Threshold {
-		limit.Threshold[i].Burst -= l.shortened(limit.Threshold[i])
+	for i, r := range limit.Threshold {
+		credit := l.creditFor(bpf.Threshold(i), r)
+		limit.Credit[i/2] |= credit << (i % 2 * 4)
+		limit.Threshold[i].Burst -= l.shortened(r) + l.given(bpf.Threshold(i), r, credit)
 	}
 	limit.Aggregate.Burst -= l.shortened(limit.Aggregate)
 	limit.Flags |= bpf.LimitCoarse
+}
+
+// creditShare is the part of a burst that the CPUs may let pass on credit: what they give and have
+// not charged yet may pass beyond the burst, which is shorter by so much.
+const creditShare = 16
+
+// creditFor returns how many packets of a source a CPU may let pass on credit: the most that a
+// part of the burst covers on all CPUs together, as enum tab_geometry of types.h counts it.
+func (l *Limits) creditFor(t bpf.Threshold, r bpf.Rate) (credit uint8) {
+	one := ceilShift(r.Cost)
+	if t == bpf.ThresholdBits {
+		one = ceilShift(r.Cost * frameBytes)
+	}
+	for int(credit) < bpf.CreditMax {
+		given := l.given(t, r, credit+1)
+		if given > r.Burst/creditShare || one+l.shortened(r)+given > r.Burst {
+			break
+		}
+		credit++
+	}
+	return credit
+}
+
+// given is what all CPUs together may let pass on credit, in ns.
+func (l *Limits) given(t bpf.Threshold, r bpf.Rate, credit uint8) uint64 {
+	if credit == 0 || r.Burst == 0 {
+		return 0
+	}
+	packet := ceilShift(r.Cost)
+	if t == bpf.ThresholdBits {
+		packet = ceilShift(r.Cost * uint64(bpf.CreditBytes))
+	}
+	return packet * l.cpus << (credit - 1)
 }
 
 // shortened is by how much the coarse clock makes a burst shorter.
@@ -230,12 +265,12 @@ func (l *Limits) decode(from *bpf.Limit) Limit {
 		Aggregate4:      int(from.Aggregate4),
 		Aggregate6:      int(from.Aggregate6),
 	}
-	rate := func(r bpf.Rate, perUnit float64) Rate {
+	rate := func(r bpf.Rate, perUnit float64, given uint64) Rate {
 		if r.Burst == 0 || r.Cost == 0 {
 			return Rate{}
 		}
 		if from.Flags&bpf.LimitCoarse != 0 {
-			r.Burst += l.shortened(r)
+			r.Burst += l.shortened(r) + given
 		}
 		per := float64(r.Cost) / (1 << bpf.CostShift)
 		return Rate{perUnit * 1e9 / per, math.Round(perUnit * float64(r.Burst) / per)}
@@ -245,8 +280,9 @@ func (l *Limits) decode(from *bpf.Limit) Limit {
 		if bpf.Threshold(i) == bpf.ThresholdBits {
 			perUnit = 8
 		}
-		limit.Thresholds[i] = rate(r, perUnit)
+		credit := from.Credit[i/2] >> (i % 2 * 4) & 15
+		limit.Thresholds[i] = rate(r, perUnit, l.given(bpf.Threshold(i), r, credit))
 	}
-	limit.Aggregate = rate(from.Aggregate, 1)
+	limit.Aggregate = rate(from.Aggregate, 1, 0)
 	return limit
 }

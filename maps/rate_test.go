@@ -160,7 +160,7 @@ func TestRatesOutOfRange(t *testing.T) {
 // TestCoarse checks which limits may tell the time by the coarse clock, and that no window of such
 // a limit admits more than a packet over its rate, however late that clock is.
 func TestCoarse(t *testing.T) {
-	l := &Limits{tick: 4e6}
+	l := &Limits{tick: 4e6, cpus: 4}
 	encode := func(limit Limit) bpf.Limit {
 		e, err := l.encode(1, limit)
 		if err != nil {
@@ -232,7 +232,7 @@ func TestCoarse(t *testing.T) {
 }
 
 func TestLimitsOutOfRange(t *testing.T) {
-	l := &Limits{tick: 4e6}
+	l := &Limits{tick: 4e6, cpus: 4}
 	for _, limit := range []Limit{
 		{Penalty: -1}, {Penalty: 31 * 24 * time.Hour},
 		{Group4: 7}, {Group4: 33}, {Group6: 15}, {Group6: 129}, {Aggregate4: 7}, {Aggregate6: 49}, {Aggregate6: -1},

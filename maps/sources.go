@@ -23,7 +23,7 @@ type Source struct {
 	Bytes        uint64 // passed
 	Dropped      uint64 // packets that its limit dropped, or would have dropped if it monitors
 	First        uint64 // when it was first heard of, in ns of CLOCK_MONOTONIC
-	Seen         uint64 // when it was last heard of, 17 ms more or less; during a penalty: now
+	Seen         uint64 // when it was last heard of, late by up to a quarter of source_idle; during a penalty: now
 	PenaltyUntil uint64 // when the penalty ends that it serves; 0 if it serves none
 }
 
@@ -42,19 +42,19 @@ const (
 // call per source: the table is mapped into memory while it is read, and only then, since it is
 // large. What is read of one source belongs together; the sources are not all read at one moment.
 type Sources struct {
-	tags, states, counts, pending *ebpf.Map
-	hash                          hasher
-	limits                        *Limits
+	tags, states, counts, tabs *ebpf.Map
+	hash                       hasher
+	limits                     *Limits
 }
 
 func openSources(o *opener, hash hasher, limits *Limits) *Sources {
 	s := &Sources{
-		tags:    o.get(bpf.LeveeMapSourceTags),
-		states:  o.get(bpf.LeveeMapSourceStates),
-		counts:  o.get(bpf.LeveeMapSourceCounts),
-		pending: o.get(bpf.LeveeMapPending),
-		hash:    hash,
-		limits:  limits,
+		tags:   o.get(bpf.LeveeMapSourceTags),
+		states: o.get(bpf.LeveeMapSourceStates),
+		counts: o.get(bpf.LeveeMapSourceCounts),
+		tabs:   o.get(bpf.LeveeMapTabs),
+		hash:   hash,
+		limits: limits,
 	}
 	if o.err != nil {
 		return nil
@@ -169,7 +169,7 @@ func (s *Sources) Lookup(addr netip.Addr) (_ []Source, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("look up %s under limit %d: %w", addr, number, err)
 		}
-		bucket := s.bucket(p.Addr(), number)
+		bucket := s.bucket(p.Addr())
 		for way := range bpf.SourceWays {
 			i := bucket*bpf.SourceWays + way
 			tag := atomic.LoadUint64(&view.tags[i])
@@ -185,18 +185,16 @@ func (s *Sources) Lookup(addr netip.Addr) (_ []Source, err error) {
 	return sources, nil
 }
 
-// bucket is where the program looks for a source: the twin of the first lines of source_track.
-func (s *Sources) bucket(addr netip.Addr, limit uint8) int {
+// bucket is where the program looks for a source: the twin of source_hash.
+func (s *Sources) bucket(addr netip.Addr) int {
 	var hi, lo uint64
-	family := bpf.FamilyIPv4
 	if addr.Is4() {
 		lo = uint64(uint4(addr))
 	} else {
 		k := keyOf6(netip.PrefixFrom(addr, 128))
 		hi, lo = k.hi, k.lo
-		family = bpf.FamilyIPv6
 	}
-	hash := s.hash.hash64(s.hash.hash128(hi, lo) + uint64(limit)<<8 + uint64(family))
+	hash := s.hash.hash128(hi, lo)
 	return int(hash & uint64(s.tags.MaxEntries()-1))
 }
 
@@ -290,12 +288,12 @@ type gathered struct {
 // reading of its source is told twice, this once.
 func (s *Sources) gathered() (pending, error) {
 	p := pending{marks: make(marks, (s.Capacity()+63)/64)}
-	var sets []bpf.PendingSet
-	if err := s.pending.Lookup(uint32(0), &sets); err != nil {
-		return p, fmt.Errorf("read %s: %w", bpf.LeveeMapPending, err)
+	var sets []bpf.Tabs
+	if err := s.tabs.Lookup(uint32(0), &sets); err != nil {
+		return p, fmt.Errorf("read %s: %w", bpf.LeveeMapTabs, err)
 	}
 	for _, set := range sets {
-		for _, g := range set.Slot {
+		for _, g := range set.Tab {
 			if g.Passed == 0 && g.Dropped == 0 || int(g.Slot) >= s.Capacity() {
 				continue
 			}

@@ -11,7 +11,7 @@ import (
 	"github.com/levee-xdp/levee/bpf"
 )
 
-// Source is one tracked source, with what still stands in the CPUs' pending counts.
+// Source is one tracked source, with what still stands on the CPUs' tabs.
 type Source struct {
 	Source  netip.Addr
 	Limit   uint8
@@ -126,12 +126,12 @@ func (r *Rig) sources() map[uint32]Source {
 			}
 		}
 	}
-	sets := make([]bpf.PendingSet, r.cpus)
-	must(r.Maps[bpf.LeveeMapPending].Lookup(uint32(0), sets))
+	sets := make([]bpf.Tabs, r.cpus)
+	must(r.Maps[bpf.LeveeMapTabs].Lookup(uint32(0), sets))
 	for _, set := range sets {
-		for _, p := range set.Slot {
+		for _, p := range set.Tab {
 			s, live := all[p.Slot]
-			if !live || p.Passed+p.Dropped == 0 {
+			if !live || uint32(p.Passed)+p.Dropped == 0 {
 				continue
 			}
 			s.Packets += uint64(p.Passed)

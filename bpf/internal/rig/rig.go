@@ -155,7 +155,7 @@ func (r *Rig) Reset() {
 	for _, name := range []string{bpf.LeveeMapSourceTags, bpf.LeveeMapAggregates, bpf.LeveeMapControlCaps} {
 		r.zero(name)
 	}
-	r.zeroPerCPU(bpf.LeveeMapPending)
+	r.zeroPerCPU(bpf.LeveeMapTabs)
 	r.zeroPerCPU(bpf.LeveeMapEventWindows)
 	r.control = bpf.Control{}
 	r.SetControl(func(*bpf.Control) {})

@@ -111,7 +111,7 @@ func (r *Rig) ban6(b Ban) {
 	filter := func(hash uint64, low, high uint64) {
 		index := uint32(hash) & (r.buckets(bpf.LeveeMapBan6Filter) - 1)
 		cell := get[bpf.Ban6Lengths](r, bpf.LeveeMapBan6Filter, index)
-		cell.Low |= low
+		cell.Low |= low | 1<<max(hash>>59, 1) // its mark
 		cell.High |= high
 		put(r, bpf.LeveeMapBan6Filter, index, cell)
 	}
@@ -230,6 +230,7 @@ type Limit struct {
 	Group6     uint8
 	Aggregate4 uint8
 	Aggregate6 uint8
+	Credit     [bpf.ThresholdMax]uint8 // up to bpf.CreditMax
 }
 
 // Limit sets the limit of a number.
@@ -251,6 +252,7 @@ func (r *Rig) Limit(number uint8, l Limit) {
 	}
 	for i, t := range l.Thresholds {
 		entry.Threshold[i] = t.Encode()
+		entry.Credit[i/2] |= l.Credit[i] << (i % 2 * 4)
 	}
 	put(r, bpf.LeveeMapLimits, uint32(number), entry)
 }
@@ -341,7 +343,7 @@ func (r *Rig) hashOf(source netip.Addr, limit uint8) (uint64, bpf.Family) {
 	if source.Is4() {
 		family = bpf.FamilyIPv4
 	}
-	return r.hash64(r.hash128(hi, lo) + uint64(limit)<<8 + uint64(family)), family
+	return r.hash128(hi, lo), family
 }
 
 // Alike finds another source (a group of the default lengths) that falls into the same bucket under
