@@ -528,7 +528,17 @@ func limitRows() []row {
 		row{name: "a source of the same bucket and fingerprint is another", packet: tcp, setup: func(w *world) {
 			w.Limit(0, three)
 			for range 4 {
-				w.send(packet.New().IP(w.Alike(w.group(), 0), w.dst).TCP(1, 2))
+				w.send(packet.New().IP(w.Alike(w.group()), w.dst).TCP(1, 2))
+			}
+		}, want: []outcome{clean.times(3), overPackets.times(2)}},
+
+		row{name: "a source whose fingerprint is 0 is one like any other", packet: tcp, setup: func(w *world) {
+			w.Limit(0, three)
+			for range 4 {
+				w.send(packet.New().IP(w.Faceless(w.group()), w.dst).TCP(1, 2))
+			}
+			if got := len(w.Sources()); got != 1 {
+				panic(fmt.Sprintf("%d sources are tracked, want the one whose fingerprint is 0", got))
 			}
 		}, want: []outcome{clean.times(3), overPackets.times(2)}},
 

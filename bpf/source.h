@@ -106,10 +106,10 @@ static __always_inline enum tracked source_track(const struct control *control, 
 		__u64 tag = READ_ONCE(tags->tag[way]);
 
 		if (((tag ^ src->tag) & ~TAG_SEEN & ~(__u64)TAG_LIVE) == 0) {
-			if (!(tag & TAG_LIVE))
+			if (tag && !(tag & TAG_LIVE))
 				return RACED; /* another CPU is making this very entry */
 			state = lookup(source_states, bucket * SOURCE_WAYS + way);
-			if (state && state->hi == src->hi && state->lo == src->lo) {
+			if (tag && state && state->hi == src->hi && state->lo == src->lo) {
 				src->index = bucket * SOURCE_WAYS + way;
 				return tag_touch(&tags->tag[way], src->tag, now,
 						 seen_lag(control)) ?

@@ -336,8 +336,8 @@ func (r *Rig) SetSourceState(index uint32, s bpf.SourceState) {
 	put(r, bpf.LeveeMapSourceStates, index, s)
 }
 
-// hashOf is that of a source under a limit, and the family that it mixes in.
-func (r *Rig) hashOf(source netip.Addr, limit uint8) (uint64, bpf.Family) {
+// hashOf is a source's, and its family.
+func (r *Rig) hashOf(source netip.Addr) (uint64, bpf.Family) {
 	hi, lo := words(source)
 	family := bpf.FamilyIPv6
 	if source.Is4() {
@@ -348,8 +348,8 @@ func (r *Rig) hashOf(source netip.Addr, limit uint8) (uint64, bpf.Family) {
 
 // Alike finds another source (a group of the default lengths) that falls into the same bucket under
 // a limit, with the same fingerprint.
-func (r *Rig) Alike(source netip.Addr, limit uint8) netip.Addr {
-	mine, family := r.hashOf(source, limit)
+func (r *Rig) Alike(source netip.Addr) netip.Addr {
+	mine, family := r.hashOf(source)
 	mask := uint64(r.buckets(bpf.LeveeMapSourceTags)-1) | 0xFFFF<<bpf.TagPrintShift
 	hi, lo := words(source)
 	for {
@@ -359,7 +359,42 @@ func (r *Rig) Alike(source netip.Addr, limit uint8) netip.Addr {
 			hi++
 		}
 		other := Address(family, hi, lo)
-		if hash, _ := r.hashOf(other, limit); hash&mask == mine&mask {
+		if hash, _ := r.hashOf(other); hash&mask == mine&mask {
+			return other
+		}
+	}
+}
+
+// SharesTab finds another source that a CPU keeps on the same tab, under the same limit.
+func (r *Rig) SharesTab(source netip.Addr) netip.Addr {
+	const tabs = uint64(len(bpf.Tabs{}.Tab))
+	mine, family := r.hashOf(source)
+	hi, lo := words(source)
+	for {
+		if family == bpf.FamilyIPv4 {
+			lo = uint64(uint32(lo + 1))
+		} else {
+			hi++
+		}
+		other := Address(family, hi, lo)
+		if hash, _ := r.hashOf(other); hash%tabs == mine%tabs {
+			return other
+		}
+	}
+}
+
+// Faceless finds a source (a group of the default lengths) near another whose fingerprint is 0.
+func (r *Rig) Faceless(source netip.Addr) netip.Addr {
+	hi, lo := words(source)
+	_, family := r.hashOf(source)
+	for {
+		if family == bpf.FamilyIPv4 {
+			lo = uint64(uint32(lo + 1))
+		} else {
+			hi++
+		}
+		other := Address(family, hi, lo)
+		if hash, _ := r.hashOf(other); hash>>bpf.TagPrintShift == 0 {
 			return other
 		}
 	}
@@ -367,7 +402,7 @@ func (r *Rig) Alike(source netip.Addr, limit uint8) netip.Addr {
 
 // Busy makes a source's slot look as if another CPU were filling it just now.
 func (r *Rig) Busy(source netip.Addr, limit uint8) {
-	hash, family := r.hashOf(source, limit)
+	hash, family := r.hashOf(source)
 	var tags bpf.SourceTags
 	tags.Tag[0] = hash>>bpf.TagPrintShift<<bpf.TagPrintShift | uint64(limit)<<bpf.TagLimitShift |
 		uint64(family-bpf.FamilyIPv4)<<bpf.TagFamilyShift | Monotonic()>>bpf.SeenShift<<bpf.TagSeenShift
