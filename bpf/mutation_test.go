@@ -287,7 +287,7 @@ func (w *world) check(r row) {
 func TestMutations(t *testing.T) {
 	r := loadDefault(t)
 	rows := slices.Concat(ethernetRows(), ipRows(), extensionRows(), transportRows(), controlRows(), martianRows(),
-		banRows(), allowRows(), limitRows(), tabRows(), switchRows())
+		banRows(), allowRows(), limitRows(), switchRows())
 	twins := worlds(t, r)
 	seen := make(map[string]bool)
 	for _, row := range rows {
