@@ -41,9 +41,9 @@ func TestSchemaChangeAndBack(t *testing.T) {
 		dir, other string
 		why        string
 	}{
-		{l.next(), "2", "1", "the pinned set has schema 1, this program has 2"},
-		{l.config(), "1", "2", "the pinned set has schema 2, this program has 1"},
-		{l.next(), "2", "1", "the pinned set has schema 1, this program has 2"},
+		{l.next(), "3", "2", "the pinned set has schema 2, this program has 3"},
+		{l.config(), "2", "3", "the pinned set has schema 3, this program has 2"},
+		{l.next(), "3", "2", "the pinned set has schema 2, this program has 3"},
 	} {
 		before, _ := l.program("net0")
 		s := l.openWith(step.config)
@@ -83,7 +83,7 @@ func TestSchemaChangeAndBack(t *testing.T) {
 				t.Errorf("%d: %s is still pinned", round, e.Name())
 			}
 		}
-		if exists(mapPin(l.root+"/"+step.dir, "extra")) != (step.dir == "2") {
+		if exists(mapPin(l.root+"/"+step.dir, "extra")) != (step.dir == "3") {
 			t.Errorf("%d: pinned %v", round, l.tree())
 		}
 		must(t, s.Close())
@@ -139,7 +139,7 @@ func TestSchemaChangeInterrupted(t *testing.T) {
 	if changed, err := s.Upgrade(); err != nil || len(changed) != 0 {
 		t.Errorf("%+v, %v", changed, err)
 	}
-	if exists(l.root + "/2") {
+	if exists(l.root + "/3") {
 		t.Errorf("left %v", l.tree())
 	}
 	l.wantShield("net0", a.Slot)
@@ -154,14 +154,14 @@ func TestSchemaChangeInterrupted(t *testing.T) {
 	must(t, s.replace(changes))
 	closeChanges(changes)
 	must(t, s.Close())
-	if !exists(l.root+"/1") || !exists(l.root+"/2") {
+	if !exists(l.root+"/2") || !exists(l.root+"/3") {
 		t.Fatalf("pinned %v", l.tree())
 	}
 	s = l.open()
 	if changed, err := s.Upgrade(); err != nil || len(changed) != 1 || changed[0].LinkID != a.LinkID {
 		t.Errorf("back: %+v, %v", changed, err)
 	}
-	if exists(l.root + "/2") {
+	if exists(l.root + "/3") {
 		t.Errorf("left %v", l.tree())
 	}
 	l.wantShield("net0", a.Slot)

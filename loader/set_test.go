@@ -370,7 +370,7 @@ func TestAnotherSchemaIsTakenOver(t *testing.T) {
 	must(t, os.Rename(rootPins(l.root).set(), l.root+"/999"))
 
 	s = l.open()
-	if adopted, why := s.Adopted(); adopted || why != "the pinned set has schema 999, this program has 1" {
+	if adopted, why := s.Adopted(); adopted || why != fmt.Sprintf("the pinned set has schema 999, this program has %d", bpf.Schema) {
 		t.Errorf("adopted %v, %q", adopted, why)
 	}
 	if id, _ := l.program("net0"); id != a.ProgramID {
