@@ -40,6 +40,9 @@ test-unprivileged: ## run the tests that need neither root nor BPF
 	LEVEE_UNPRIVILEGED=1 $(GO) test -timeout 10m ./...
 
 UPDATE ?=
+test-dashboard: ## put every query of the dashboard and the alerts to a real Prometheus; UPDATE=1 draws docs/dashboard.svg; needs root
+	LEVEE_THIRDPARTY=1 $(GO) test -count 1 -timeout 5m ./scripts/dashboard $(if $(UPDATE),-update)
+
 test-kernels: ## boot Debian's kernels in qemu and run the BPF and attach tests inside; UPDATE=1 keeps what is found
 	$(GO) run ./scripts/kernels $(if $(UPDATE),-update) $(KERNELFLAGS)
 

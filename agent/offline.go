@@ -1,6 +1,9 @@
 package agent
 
-import "github.com/levee-xdp/levee/loader"
+import (
+	"github.com/levee-xdp/levee/agent/state"
+	"github.com/levee-xdp/levee/loader"
+)
 
 // What can be done to the shield without a daemon, through what is pinned. The root is where it is
 // pinned; empty for the default.
@@ -36,4 +39,20 @@ func orDefaultRoot(root string) string {
 		return PinnedRoot
 	}
 	return root
+}
+
+// Examine says what on this host stands in the way of Levee, or could be better, and likewise for each
+// interface. It changes nothing.
+func Examine(root string, interfaces []string) (kernel string, findings []state.Finding) {
+	host := loader.Probe(root)
+	add := func(r loader.Report) {
+		for _, f := range r.Findings {
+			findings = append(findings, state.Finding{Severity: f.Severity.String(), Subject: f.Subject, Message: f.Message, Advice: f.Advice})
+		}
+	}
+	add(host)
+	for _, name := range interfaces {
+		add(loader.ProbeInterface(name))
+	}
+	return host.Kernel, findings
 }

@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/features"
 	"github.com/levee-xdp/levee/bpf"
 	"golang.org/x/sys/unix"
 )
@@ -67,7 +66,7 @@ func Compile(ctx context.Context, c CompileConfig) (*ebpf.CollectionSpec, Compil
 		return nil, r, fmt.Errorf("compile with %s (%s): %w", clang, r.Version, ErrNoClang)
 	}
 	r.CPU = "v3"
-	if major >= clangV4 && features.HaveV4ISA() == nil {
+	if major >= clangV4 && haveV4() {
 		r.CPU = "v4"
 	}
 	flags := slices.Concat(bpf.CompileFlags, []string{"-Wno-error", "-mcpu=" + r.CPU}) // newer compilers warn of more

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -107,7 +108,7 @@ func Probe(root string) Report {
 		},
 		memlock: rlimit.RemoveMemlock,
 		frags:   haveFrags,
-		v4:      func() bool { return features.HaveV4ISA() == nil },
+		v4:      haveV4,
 		clock:   clockOffset,
 	})
 }
@@ -293,9 +294,31 @@ func probeDevice(r *Report, dev *device, frags bool) {
 	if !dev.up {
 		r.add(Note, dev.name, "it is down", "")
 	}
+	if c, err := queues(dev.name); err == nil && dev.kind == "device" {
+		name, _ := driver(dev.name) // empty: it does not tell
+		probeQueues(r, dev.name, name, c, runtime.NumCPU())
+	}
 	if on, err := largeReceiveOffload(dev.name); err == nil && on {
 		r.add(Warning, dev.name, "large receive offload (LRO) is on; most drivers refuse native mode with it",
 			fmt.Sprintf("run: ethtool -K %s lro off", dev.name))
+	}
+}
+
+// probeQueues looks at an interface's queues: each is worked on by one CPU, and some drivers want as many
+// again for native mode.
+func probeQueues(r *Report, name, driver string, c channels, cpus int) {
+	have, most := c.receive()
+	if driver == "ena" && int(c.combined) > int(c.maxCombined)/2 {
+		r.add(Warning, name, fmt.Sprintf("it uses %d of %d queues; its driver refuses native mode unless half are free", c.combined, c.maxCombined),
+			fmt.Sprintf("run: ethtool -L %s combined %d", name, max(1, c.maxCombined/2)))
+	}
+	switch {
+	case have != 1 || cpus == 1:
+	case most > 1:
+		r.add(Warning, name, fmt.Sprintf("it has one receive queue, so one of %d CPUs works on all that comes in", cpus),
+			fmt.Sprintf("run: ethtool -L %s combined %d", name, min(most, cpus)))
+	default:
+		r.add(Note, name, fmt.Sprintf("it has one receive queue and can't have more, so one of %d CPUs works on all that comes in", cpus), "")
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -167,5 +168,49 @@ func TestProbeInterface(t *testing.T) {
 	probeDevice(&r, &device{name: "eth9", kind: "vlan", mtu: 9000, up: true, master: 3}, false)
 	if len(r.Findings) != 3 {
 		t.Errorf("findings %v", r.Findings)
+	}
+}
+
+func TestProbeQueues(t *testing.T) {
+	for _, c := range []struct {
+		name, driver string
+		channels     channels
+		cpus         int
+		want         []string
+	}{
+		{"as many as CPUs", "virtio_net", channels{maxCombined: 4, combined: 4}, 4, nil},
+		{"one of four", "virtio_net", channels{maxCombined: 4, combined: 1}, 8, []string{"warning: one of four: it has one receive queue, so one of 8 CPUs works on all that comes in; run: ethtool -L one of four combined 4"}},
+		{"more queues than CPUs", "igb", channels{maxRX: 16, rxCount: 1}, 2, []string{"warning: more queues than CPUs: it has one receive queue, so one of 2 CPUs works on all that comes in; run: ethtool -L more queues than CPUs combined 2"}},
+		{"one and no more", "virtio_net", channels{maxCombined: 1, combined: 1}, 2, []string{"note: one and no more: it has one receive queue and can't have more, so one of 2 CPUs works on all that comes in"}},
+		{"one CPU", "virtio_net", channels{maxCombined: 4, combined: 1}, 1, nil},
+		{"all in use", "ena", channels{maxCombined: 8, combined: 8}, 8, []string{"warning: all in use: it uses 8 of 8 queues; its driver refuses native mode unless half are free; run: ethtool -L all in use combined 4"}},
+		{"half in use", "ena", channels{maxCombined: 8, combined: 4}, 8, nil},
+		{"of another driver", "ice", channels{maxCombined: 8, combined: 8}, 8, nil},
+	} {
+		var r Report
+		probeQueues(&r, c.name, c.driver, c.channels, c.cpus)
+		var got []string
+		for _, f := range r.Findings {
+			got = append(got, f.String())
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%s: %q", c.name, got)
+		}
+	}
+}
+
+// What the kernel answers is read from the right places: a veth has one queue, and says who it is.
+func TestEthtool(t *testing.T) {
+	l := newLab(t)
+	l.veth("net0", 1500)
+	c, err := queues("net0")
+	if have, most := c.receive(); err != nil || have < 1 || most < have {
+		t.Errorf("%+v, %v", c, err)
+	}
+	if name, err := driver("net0"); err != nil || name != "veth" {
+		t.Errorf("driver %q, %v", name, err)
+	}
+	if _, err := queues("nowhere0"); !errors.Is(err, unix.ENODEV) {
+		t.Errorf("of no interface: %v", err)
 	}
 }

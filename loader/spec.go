@@ -23,6 +23,21 @@ const rodata = ".rodata"
 // haveFrags says whether this kernel takes programs that see packets of several buffers (5.18).
 func haveFrags() bool { return features.HaveProgramHelper(ebpf.XDP, asm.FnXdpGetBuffLen) == nil }
 
+// haveV4 says whether this kernel takes BPF instructions of version 4 (6.6), by a move that extends the
+// sign. features.HaveV4ISA tries a long jump, which 6.1 takes although it knows nothing of the rest.
+func haveV4() bool {
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SocketFilter, License: "GPL", Instructions: asm.Instructions{
+		asm.Mov.Imm(asm.R1, 1),
+		asm.MovSX8.Reg(asm.R0, asm.R1),
+		asm.Return(),
+	}})
+	if err != nil {
+		return false
+	}
+	prog.Close()
+	return true
+}
+
 // tables returns the maps of a spec that are pinned: all but the sections of constants.
 func tables(spec *ebpf.CollectionSpec) map[string]*ebpf.MapSpec {
 	t := make(map[string]*ebpf.MapSpec, len(spec.Maps))

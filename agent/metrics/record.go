@@ -34,7 +34,13 @@ func NewRecord() *Record {
 	vec := func(m *metric) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: m.name, Help: m.help}, m.labels)
 	}
-	return &Record{changes: vec(c.banChanges), requests: vec(c.requests), notifications: vec(c.notifications), origins: known{most: maxOrigins}, routes: known{most: maxRoutes}}
+	notifications := vec(c.notifications)
+	for _, event := range []string{"attack_start", "attack_summary", "attack_end"} {
+		for _, result := range []string{"delivered", "failed", "dropped"} {
+			notifications.WithLabelValues(event, result) // from 0, so that a rate sees the first one too
+		}
+	}
+	return &Record{changes: vec(c.banChanges), requests: vec(c.requests), notifications: notifications, origins: known{most: maxOrigins}, routes: known{most: maxRoutes}}
 }
 
 // Describe implements prometheus.Collector.

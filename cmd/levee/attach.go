@@ -264,7 +264,9 @@ func pinned() offline {
 			}
 			return err
 		},
-		remove: agent.RemovePinned,
+		remove:     agent.RemovePinned,
+		interfaces: upInterfaces,
+		examine:    agent.Examine,
 	}
 }
 

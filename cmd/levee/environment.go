@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/levee-xdp/levee/agent"
+	"github.com/levee-xdp/levee/agent/state"
 )
 
 // environment is everything that the commands know of the world outside of the process.
@@ -36,11 +37,14 @@ type environment struct {
 	offline offline                                    // what works without a daemon
 }
 
-// offline changes what is pinned in the kernel without asking a daemon.
+// offline looks at the host, and changes what is pinned in the kernel, without asking a daemon.
 type offline struct {
 	setPanic func(root string, on bool) error
 	detach   func(root, name string) error
 	remove   func(root string) (done []string, err error)
+
+	interfaces func() ([]string, error) // that are up
+	examine    func(root string, interfaces []string) (kernel string, findings []state.Finding)
 }
 
 // system is the environment of a process.

@@ -91,7 +91,7 @@ safety, 5 partly done, 6 not found (levee check: not banned).`,
 	}
 	add("show", a.statusCommand(), a.topCommand(), a.watchCommand(), a.checkCommand(), a.bansCommand(), a.auditCommand())
 	add("act", a.banCommand(), a.unbanCommand(), a.allowCommand(), a.limitCommand(), a.confirmCommand())
-	add("shield", a.runCommand(), a.attachCommand(), a.detachCommand(), a.panicCommand(), a.configCommand(), a.tokenCommand())
+	add("shield", a.runCommand(), a.attachCommand(), a.detachCommand(), a.panicCommand(), a.doctorCommand(), a.configCommand(), a.tokenCommand())
 	root.AddCommand(a.versionCommand())
 	root.AddCommand(a.builders()...)
 	wrapArgs(root)

@@ -48,7 +48,7 @@ func probe() (*plan.Probe, error) {
 		{plan.Feature{Name: "packets of several buffers", Use: "native mode with jumbo frames", Since: "5.18"},
 			func() error { return features.HaveProgramHelper(ebpf.XDP, asm.FnXdpGetBuffLen) }},
 		{plan.Feature{Name: "live frames in test runs", Use: "the floods of the demo and of tests", Since: "5.18"}, liveFrames},
-		{plan.Feature{Name: "instruction set, version 4", Use: "`levee run --compile` makes use of it", Since: "6.6"}, features.HaveV4ISA},
+		{plan.Feature{Name: "instruction set, version 4", Use: "`levee run --compile` makes use of it", Since: "6.6"}, version4},
 		{plan.Feature{Name: "program tags by SHA-256", Use: "programs are recognised by either kind", Since: "6.18"}, tagSHA256},
 	} {
 		err := f.ask()
@@ -140,6 +140,19 @@ func attachXDP() error {
 		done <- err
 	}()
 	return <-done
+}
+
+// version4 tries a move that extends the sign. features.HaveV4ISA tries a long jump, which 6.1 takes.
+func version4() error {
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.XDP, License: "GPL", Instructions: asm.Instructions{
+		asm.Mov.Imm(asm.R1, 1),
+		asm.MovSX8.Reg(asm.R0, asm.R1),
+		asm.Return(),
+	}})
+	if err != nil {
+		return err
+	}
+	return prog.Close()
 }
 
 func verifiedInstructions() error {

@@ -45,6 +45,17 @@ func (l *lab) setMTU(mtu int, names ...string) {
 	}
 }
 
+// A kernel is believed to know instructions of version 4 if and only if it is new enough.
+func TestHaveV4(t *testing.T) {
+	needsRoot(t)
+	release, err := kernelRelease()
+	must(t, err)
+	major, minor := kernelVersion(release)
+	if want := major > 6 || major == 6 && minor >= 6; haveV4() != want {
+		t.Errorf("on %s: %v", release, !want)
+	}
+}
+
 // TestVirtio attaches to a driver of real machines: native, upgraded under traffic without a gap, and with
 // jumbo frames, which its native mode takes since 6.3.
 func TestVirtio(t *testing.T) {
