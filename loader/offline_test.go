@@ -93,7 +93,7 @@ func TestRemoveLeavesNothing(t *testing.T) {
 	done, err := Remove(l.root)
 	must(t, err)
 	slices.Sort(done)
-	want := []string{"detached net0", "detached net1", "removed the maps of " + l.root + "/1", "removed the maps of " + l.root + "/999"}
+	want := []string{"detached net0", "detached net1", "removed the maps of " + rootPins(l.root).set(), "removed the maps of " + l.root + "/999"}
 	if !slices.Equal(done, want) {
 		t.Errorf("done %q, want %q", done, want)
 	}
