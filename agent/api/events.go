@@ -73,7 +73,7 @@ func (b backend) events(api huma.API) {
 		if err != nil {
 			return nil, problemOf(err)
 		}
-		return &huma.StreamResponse{Body: func(c huma.Context) {
+		return &huma.StreamResponse{Body: func(c huma.Context) { //nolint:contextcheck // it is the context of the same request
 			defer reader.Close()
 			_, w := humago.Unwrap(c)
 			// A reader that has gone, or is too slow, needs no answer.

@@ -99,7 +99,7 @@ func (a *app) watch(ctx context.Context, f watchFlags) error {
 
 // showEvent writes an event on a line: when, what, to whom, and why.
 func (a *app) showEvent(e *state.Event) error {
-	what, about, more, style := "", "", "", ""
+	what, about, more, style := string(e.Kind), "", "", "" // as of a daemon that is newer
 	switch {
 	case e.Decision != nil:
 		what, about, more = a.decision(e.Decision)
@@ -121,8 +121,6 @@ func (a *app) showEvent(e *state.Event) error {
 		if e.Lost.Events > 0 {
 			about = plural(int(e.Lost.Events), "event", "events") + ": " + e.Lost.Why
 		}
-	default:
-		what = string(e.Kind) // of a daemon that is newer
 	}
 	line := fmt.Sprintf("%s  %s  %s", e.Time.Local().Format("15:04:05.000"), a.paint(style, fmt.Sprintf("%-9s", clean(what))), clean(about))
 	if more != "" {
@@ -136,10 +134,10 @@ func (a *app) decision(d *state.Decision) (what, about, more string) {
 	what, about = d.Op, d.Subject
 	switch d.About {
 	case state.AboutBan:
-		switch state.Status(d.Op) {
-		case state.StatusAdded:
+		switch d.Op {
+		case string(state.StatusAdded):
 			what = "banned"
-		case state.StatusRemoved:
+		case string(state.StatusRemoved):
 			what = "unbanned"
 		}
 		if d.Many > 0 {
