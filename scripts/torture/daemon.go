@@ -141,6 +141,9 @@ func (h *host) start(p *plan) (*daemon, error) {
 // errEnded says that the daemon ended before it got ready.
 var errEnded = errors.New("the daemon has ended")
 
+// errNotReady says that the daemon lives and does not answer.
+var errNotReady = errors.New("the daemon does not get ready")
+
 // awaitReady waits until the daemon serves and shields.
 func (d *daemon) awaitReady(ctx context.Context) error {
 	deadline := time.Now().Add(20 * time.Second)
@@ -157,7 +160,7 @@ func (d *daemon) awaitReady(ctx context.Context) error {
 		case <-time.After(5 * time.Millisecond):
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("the daemon does not get ready: %w\n%s", err, d.log)
+			return fmt.Errorf("%w: %w\n%s", errNotReady, err, d.log)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -13,14 +14,15 @@ import (
 
 // faultsResult is what the third phase found.
 type faultsResult struct {
-	Sites, Faults, NotMet     int
-	Refused, Ended, Unnoticed int
-	ByError                   map[string]int
-	Silent                    []string // places whose failure nobody was told of
-	Checks                    int
-	Flood                     outcome
-	Took                      time.Duration
-	Wrong                     []string
+	Sites, Faults, NotMet           int
+	Refused, Ended, Mute, Unnoticed int
+	Where                           string // which places were chosen; empty: all
+	ByError                         map[string]int
+	Silent                          []string // places whose failure nobody was told of
+	Checks                          int
+	Flood                           outcome
+	Took                            time.Duration
+	Wrong                           []string
 }
 
 // errnosFor are the errors that a call is failed with: those of a disk that is full, broken or
@@ -46,8 +48,8 @@ func faults(ctx context.Context, bin, dir string, which selection, seed uint64, 
 	if err != nil {
 		return r, err
 	}
-	defer g.close()
-	r.ByError = map[string]int{}
+	defer g.end()
+	r.ByError, r.Where = map[string]int{}, which.pattern.String()
 	err = g.each(ctx, which, func(l *life, s site) error {
 		r.Sites++
 		for _, errno := range errnosFor(s.Call) {
@@ -88,6 +90,12 @@ func (g *rig) fault(ctx context.Context, l *life, s site, errno syscall.Errno, t
 	}
 	g.reset()
 	d, err := g.begin(ctx, l, p)
+	if errors.Is(err, errNotReady) { // as when no answer can be written; it was killed then
+		r.Faults++
+		r.ByError[name]++
+		r.Mute++
+		return g.recover(ctx, when)
+	}
 	if err != nil {
 		return err
 	}
@@ -143,11 +151,16 @@ func (r faultsResult) text() string {
 		errnos = append(errnos, fmt.Sprintf("%s %d", name, n))
 	}
 	slices.Sort(errnos)
+	places := fmt.Sprint(r.Sites)
+	if r.Where != "" {
+		places += ", those that match `" + strings.ReplaceAll(r.Where, "|", "` or `") + "`"
+	}
 	return table([][2]string{
-		{"places whose call was failed", fmt.Sprint(r.Sites)},
+		{"places whose call was failed", places},
 		{"faults", fmt.Sprintf("%d: %s; of these %d where the place was not met again", r.Faults, strings.Join(errnos, ", "), r.NotMet)},
 		{"the daemon refused changes and said why", fmt.Sprint(r.Refused)},
 		{"the daemon ended with exit code 1 and said why", fmt.Sprint(r.Ended)},
+		{"the daemon could answer nobody, and was killed", fmt.Sprint(r.Mute)},
 		{"the daemon went on, and nobody was refused anything", fmt.Sprint(r.Unnoticed)},
 		{"looks at a prefix, in the kernel and in the state", fmt.Sprint(r.Checks)},
 		{"frames of banned sources", r.Flood.Banned.words()},

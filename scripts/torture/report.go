@@ -91,7 +91,8 @@ func writeDocs(path, phase string, seed uint64, r report) error {
 func machine() string {
 	var u unix.Utsname
 	_ = unix.Uname(&u) // it can't fail with a valid address
-	text := fmt.Sprintf("%s, Linux %s", time.Now().UTC().Format("2006-01-02"), unix.ByteSliceToString(u.Release[:]))
+	release, _, _ := strings.Cut(unix.ByteSliceToString(u.Release[:]), "-")
+	text := fmt.Sprintf("%s, Linux %s", time.Now().UTC().Format("2006-01-02"), release)
 	if info, ok := debug.ReadBuildInfo(); ok {
 		text += ", " + info.GoVersion
 	}

@@ -73,6 +73,12 @@ func newRig(ctx context.Context, bin, dir string, seed uint64, log func(string, 
 	return g, d.stop()
 }
 
+// end takes everything down, whatever state it is in.
+func (g *rig) end() {
+	_, _ = g.flood.stop() // what it says was told, or does not matter after an error
+	g.close()
+}
+
 // begin starts a life under a plan. It returns when the daemon is ready, has met the plan's site, or
 // has ended.
 func (g *rig) begin(ctx context.Context, l *life, p *plan) (*daemon, error) {
@@ -220,7 +226,7 @@ func sites(ctx context.Context, bin, dir string, which selection, seed uint64, l
 	if err != nil {
 		return r, err
 	}
-	defer g.close()
+	defer g.end()
 	r.ByCall = map[string]int{}
 	err = g.each(ctx, which, func(l *life, s site) error {
 		r.Sites++
