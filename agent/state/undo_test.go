@@ -87,7 +87,7 @@ func TestAdvice(t *testing.T) {
 			t.Errorf("%v, want %s", err, want)
 		}
 	}
-	if err := advised(errNothing); err != errNothing {
+	if err := advised(errNothing); !errors.Is(err, errNothing) || err.Error() != errNothing.Error() {
 		t.Error(err)
 	}
 }
