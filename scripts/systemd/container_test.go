@@ -133,12 +133,12 @@ func (c *container) boot() {
 		c.Fatal(err)
 	}
 	c.Cleanup(func() { c.halt(syscall.SIGKILL) })
-	c.within(30*time.Second, "the container's init", func() bool {
-		c.pid = child(c.cmd.Process.Pid)
-		return c.pid != 0
-	})
 	var state string
 	c.within(time.Minute, "the container's boot", func() bool {
+		// The first child prepares the container, and makes way for the one that is its init.
+		if c.pid = child(c.cmd.Process.Pid); c.pid == 0 {
+			return false
+		}
 		state, _ = c.try("systemctl is-system-running")
 		state = strings.TrimSpace(state)
 		return state == "running" || state == "degraded"
