@@ -27,7 +27,12 @@ func pages(t *testing.T) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"README.md", "CONTRIBUTING.md", "CHANGELOG.md"} {
+	books, err := filepath.Glob(filepath.Join(root, "docs", "runbook", "*.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	list = append(list, books...)
+	for _, name := range []string{"SECURITY.md", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"} {
 		list = append(list, filepath.Join(root, name))
 	}
 	return list
