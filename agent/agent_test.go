@@ -727,7 +727,7 @@ func TestOpenAPI(t *testing.T) {
 		got = append(got, p)
 	}
 	slices.Sort(got)
-	want := "/v1/allow /v1/bans /v1/bans/bulk /v1/check/{address} /v1/config/reload /v1/confirm /v1/events /v1/interfaces /v1/interfaces/{name} /v1/limits /v1/limits/{name} /v1/panic /v1/sources /v1/stats /v1/status /v1/tokens /v1/tokens/{name} /v1/tokens/{name}/rotate /v1/trials /v1/unallow /v1/unban"
+	want := "/healthz /readyz /v1/allow /v1/bans /v1/bans/bulk /v1/check/{address} /v1/config/reload /v1/confirm /v1/events /v1/interfaces /v1/interfaces/{name} /v1/limits /v1/limits/{name} /v1/panic /v1/sources /v1/stats /v1/status /v1/tokens /v1/tokens/{name} /v1/tokens/{name}/rotate /v1/trials /v1/unallow /v1/unban"
 	if status != 200 || doc["openapi"] != "3.1.0" || strings.Join(got, " ") != want {
 		t.Errorf("%d %v", status, got)
 	}
