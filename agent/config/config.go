@@ -56,7 +56,6 @@ type Config struct {
 	file  string
 	text  []byte         // of the file; nil if there is none
 	lines map[string]int // of every setting that the file makes
-	flags map[string]string
 }
 
 // Interface is an interface to shield.

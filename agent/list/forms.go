@@ -188,11 +188,11 @@ func (i *ipset) line(number int, line string, s sink) error {
 	}
 	switch {
 	case f[0] == "create" && len(f) >= 3:
-		switch kind, _, _ := strings.Cut(f[2], ","); {
-		case f[2] == "hash:ip" || f[2] == "hash:net" || f[2] == "bitmap:ip":
+		switch f[2] {
+		case "hash:ip", "hash:net", "bitmap:ip":
 		default:
 			i.skipped[f[1]] = true
-			return s.bad(number, f[2], "the set %s holds something else than addresses (%s): its entries are left out", f[1], kind)
+			return s.bad(number, f[2], "the set %s holds something else than addresses (%s): its entries are left out", f[1], f[2])
 		}
 		timeout, err := duration(option(f[3:], "timeout"))
 		if option(f[3:], "timeout") != "" && err != nil {

@@ -224,7 +224,7 @@ func (a *app) progress(size int64) (at func(int64), end func()) {
 
 // importAnswer tells what came of a list.
 func (a *app) importAnswer(got *imported, whole bool, answer state.BulkResponse, err error) error {
-	if err != nil && !(errors.Is(err, errBad) || whole && got.bads > 0) {
+	if told := errors.Is(err, errBad) || whole && got.bads > 0; err != nil && !told {
 		var ours *usageError
 		if errors.As(err, &ours) {
 			return ours
