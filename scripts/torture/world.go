@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -294,11 +295,22 @@ func (w *world) close() {
 func (w *world) pinned() (all []string, err error) {
 	err = w.host.Do(func() error {
 		err := filepath.WalkDir(root, func(path string, entry os.DirEntry, err error) error {
-			if err == nil && !entry.IsDir() {
-				name, _ := filepath.Rel(root, path)
+			if err != nil {
+				return err
+			}
+			name, _ := filepath.Rel(root, path)
+			if !entry.IsDir() {
+				all = append(all, name)
+				return nil
+			}
+			// A folder counts if nothing is in it and it has no business being there.
+			switch held, err := os.ReadDir(path); {
+			case err != nil:
+				return err
+			case len(held) == 0 && !slices.Contains([]string{".", "links", "programs"}, name):
 				all = append(all, name)
 			}
-			return err
+			return nil
 		})
 		if errors.Is(err, os.ErrNotExist) {
 			return nil
