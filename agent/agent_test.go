@@ -684,6 +684,9 @@ func TestBadRequests(t *testing.T) {
 		{"GET", "/v1/bans?what=x", ``, 422, "what"},
 		{"GET", "/v1/check/nobody", ``, 422, "nobody"},
 		{"GET", "/v1/check/fe80::1%25eth0", ``, 422, "zone"},
+		{"GET", "/v1/check", ``, 422, "prefix"},
+		{"GET", "/v1/check?prefix=10.0.0.0/33", ``, 422, "0 to 32"},
+		{"GET", "/v1/check?prefix=fe80::%25eth0/64", ``, 422, "zone"},
 		{"GET", "/v1/sources?by=size", ``, 422, "by"},
 		{"GET", "/v1/sources?n=0", ``, 422, "n"},
 		{"GET", "/v1/status?sample=1y", ``, 422, "sample"},
@@ -727,7 +730,7 @@ func TestOpenAPI(t *testing.T) {
 		got = append(got, p)
 	}
 	slices.Sort(got)
-	want := "/healthz /readyz /v1/allow /v1/bans /v1/bans/bulk /v1/check/{address} /v1/config/reload /v1/confirm /v1/events /v1/interfaces /v1/interfaces/{name} /v1/limits /v1/limits/{name} /v1/panic /v1/sources /v1/stats /v1/status /v1/tokens /v1/tokens/{name} /v1/tokens/{name}/rotate /v1/trials /v1/unallow /v1/unban"
+	want := "/healthz /readyz /v1/allow /v1/bans /v1/bans/bulk /v1/check /v1/check/{address} /v1/config/reload /v1/confirm /v1/events /v1/interfaces /v1/interfaces/{name} /v1/limits /v1/limits/{name} /v1/panic /v1/sources /v1/stats /v1/status /v1/tokens /v1/tokens/{name} /v1/tokens/{name}/rotate /v1/trials /v1/unallow /v1/unban"
 	if status != 200 || doc["openapi"] != "3.1.0" || strings.Join(got, " ") != want {
 		t.Errorf("%d %v", status, got)
 	}

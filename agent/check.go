@@ -24,14 +24,9 @@ func (e *engine) Check(addr netip.Addr) (state.Check, error) {
 	if c.Allows == nil {
 		c.Allows = []state.Allow{}
 	}
-	attachments, err := e.shield.Attachments()
-	if err != nil {
-		return c, fmt.Errorf("list the interfaces: %w", err)
-	}
-	for _, a := range attachments {
-		if a.Mode != loader.ModeNone {
-			c.Interfaces++
-		}
+	var err error
+	if c.Interfaces, err = e.shielded(); err != nil {
+		return c, err
 	}
 	if ban, ok := e.tables.Bans.Lookup(addr); ok {
 		c.Kernel = &state.KernelBan{Prefix: ban.Prefix, Origin: e.state.OriginOf(ban.List), Monitor: ban.Monitor, Expires: e.wall(ban.Expires)}
@@ -49,6 +44,20 @@ func (e *engine) Check(addr netip.Addr) (state.Check, error) {
 	}
 	c.Verdict, c.Words = e.verdict(&c)
 	return c, nil
+}
+
+// shielded counts the interfaces that are shielded.
+func (e *engine) shielded() (n int, err error) {
+	attachments, err := e.shield.Attachments()
+	if err != nil {
+		return 0, fmt.Errorf("list the interfaces: %w", err)
+	}
+	for _, a := range attachments {
+		if a.Mode != loader.ModeNone {
+			n++
+		}
+	}
+	return n, nil
 }
 
 // verdict says what happens to the address's packets, in the order in which the program asks.

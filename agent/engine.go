@@ -48,6 +48,7 @@ type engine struct {
 	ready      atomic.Bool
 
 	trials   trials
+	checking sync.Mutex // held by a check of a prefix
 	bulk     sync.Mutex // held by a bulk that is done whole
 	settings sync.Mutex // held while limits, allows, interfaces or the configuration change
 

@@ -24,6 +24,7 @@ type Backend interface {
 	Bans(f state.Filter) (state.BanPage, error)
 	AllBans(origin state.Origin) iter.Seq[state.Claim]
 	Check(addr netip.Addr) (state.Check, error)
+	CheckPrefix(p netip.Prefix) (state.PrefixCheck, error)
 
 	Allow(by state.Actor, r state.AllowRequest) (state.AllowResponse, error)
 	Unallow(by state.Actor, r state.UnallowRequest) (state.AllowResponse, error)
@@ -172,6 +173,16 @@ func (b backend) bans(api huma.API) {
 				return nil, problemOf(err)
 			}
 			return reply1(b.Check(addr))
+		})
+	huma.Register(api, operation(state.ScopeRead, http.MethodGet, "/v1/check", "check-prefix", "Everything that concerns a prefix, and whether all of it is banned"),
+		func(_ context.Context, in *struct {
+			Prefix string `query:"prefix" required:"true" maxLength:"80"`
+		}) (*answer[state.PrefixCheck], error) {
+			p, err := state.ParsePrefix(in.Prefix)
+			if err != nil {
+				return nil, problemOf(err)
+			}
+			return reply1(b.CheckPrefix(p))
 		})
 }
 

@@ -49,8 +49,11 @@ func (s *stub) Attach(state.Actor, state.AttachRequest) (state.InterfaceView, er
 	s.asked++
 	return state.InterfaceView{}, s.err
 }
-func (s *stub) SetPanic(state.Actor, bool) error         { s.asked++; return s.err }
-func (s *stub) Check(netip.Addr) (state.Check, error)    { return state.Check{}, s.err }
+func (s *stub) SetPanic(state.Actor, bool) error      { s.asked++; return s.err }
+func (s *stub) Check(netip.Addr) (state.Check, error) { return state.Check{}, s.err }
+func (s *stub) CheckPrefix(netip.Prefix) (state.PrefixCheck, error) {
+	return state.PrefixCheck{}, s.err
+}
 func (s *stub) Bans(state.Filter) (state.BanPage, error) { return state.BanPage{}, s.err }
 func (s *stub) Health() state.Health                     { return state.Health{State: "degraded", Problems: []string{"x"}} }
 func (s *stub) Stats() (state.Stats, error)              { return state.Stats{}, s.err }

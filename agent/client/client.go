@@ -98,6 +98,11 @@ func (c *Client) Check(ctx context.Context, addr netip.Addr) (out state.Check, e
 	return out, c.call(ctx, http.MethodGet, "/v1/check/"+addr.String(), nil, nil, &out)
 }
 
+// CheckPrefix returns everything that concerns a prefix.
+func (c *Client) CheckPrefix(ctx context.Context, p netip.Prefix) (out state.PrefixCheck, err error) {
+	return out, c.call(ctx, http.MethodGet, "/v1/check", url.Values{"prefix": {p.String()}}, nil, &out)
+}
+
 // Allow makes allow entries.
 func (c *Client) Allow(ctx context.Context, r state.AllowRequest) (out state.AllowResponse, err error) {
 	return out, c.call(ctx, http.MethodPost, "/v1/allow", nil, r, &out)

@@ -81,6 +81,25 @@ func (t *allowTable) covering(p netip.Prefix, now uint64) (Allow, bool) {
 	return Allow{}, false
 }
 
+// touching returns the entries in force that contain a prefix or lie within it, the widest first.
+func (t *allowTable) touching(p netip.Prefix, now uint64) []Allow {
+	found := []Allow{}
+	for _, a := range t.index.Subnets(p) {
+		if a.Until() > now {
+			found = append(found, a)
+		}
+	}
+	for q, a := range t.index.Supernets(p) {
+		if q != p && a.Until() > now {
+			found = append(found, a)
+		}
+	}
+	slices.SortFunc(found, func(a, b Allow) int {
+		return cmp.Or(cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()), a.Prefix.Addr().Compare(b.Prefix.Addr()))
+	})
+	return found
+}
+
 func (a *Allow) describe() string {
 	switch {
 	case a.Source == FromProtected:

@@ -161,27 +161,6 @@ func (s *Store) Covering(p netip.Prefix) []Claim {
 	return out
 }
 
-// Within returns claims on prefixes that lie within this one and are not it, at most a number of
-// them, and how many there are.
-func (s *Store) Within(p netip.Prefix, most int) ([]Claim, int) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	k := keyOf(p)
-	if p.IsSingleIP() {
-		return nil, 0
-	}
-	var out []Claim
-	n := 0
-	for _, r := range s.all(1, s.used) {
-		if r.bits > k.bits && k.contains(r.key()) {
-			if n++; len(out) < most {
-				out = append(out, s.claimOf(r))
-			}
-		}
-	}
-	return out, n
-}
-
 // Filter selects claims.
 type Filter struct {
 	Origin Origin       // "": any

@@ -224,12 +224,29 @@ type Check struct {
 	Interfaces int          `json:"interfaces" doc:"How many interfaces are shielded"`
 }
 
-// Verdict says what happens to an address's packets.
+// MostContained is how many claims within a prefix its check shows.
+const MostContained = 100
+
+// PrefixCheck is everything that concerns a prefix.
+type PrefixCheck struct {
+	Prefix     netip.Prefix `json:"prefix"`
+	Verdict    Verdict      `json:"verdict" enum:"banned,partly,monitored,allowed,passes" doc:"banned: the whole prefix is; partly: a part of it"`
+	Words      string       `json:"words" doc:"The verdict in a sentence"`
+	Claims     []Claim      `json:"claims" doc:"On the prefix itself"`
+	Containing []Claim      `json:"containing" doc:"On prefixes that contain it, the most specific first"`
+	Contained  []Claim      `json:"contained" doc:"On prefixes within it, the newest first, 100 at most"`
+	Total      int          `json:"contained_total" doc:"How many claims there are on prefixes within it"`
+	Allows     []Allow      `json:"allows" doc:"Entries that contain it or lie within it, the widest first; protected addresses, too"`
+	Interfaces int          `json:"interfaces" doc:"How many interfaces are shielded"`
+}
+
+// Verdict says what happens to the packets of an address or a prefix.
 type Verdict string
 
 // The verdicts.
 const (
 	VerdictBanned    Verdict = "banned"    // dropped
+	VerdictPartly    Verdict = "partly"    // a part of a prefix is dropped
 	VerdictPenalty   Verdict = "penalty"   // dropped until its penalty ends
 	VerdictMonitored Verdict = "monitored" // they would be dropped, if it were not only counted
 	VerdictAllowed   Verdict = "allowed"   // an allow entry overrules a ban

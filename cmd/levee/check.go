@@ -13,11 +13,15 @@ import (
 
 func (a *app) checkCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "check ADDRESS",
-		Short: "Tell whether an address is banned, and everything that concerns it",
+		Use:   "check ADDRESS | PREFIX",
+		Short: "Tell whether an address or a prefix is banned, and everything that concerns it",
 		Long: `Tell what happens to an address's packets and why: every ban, allow entry, limit and counter that
-concerns it. Exits with 0 if it is banned, and with 6 if it is not.`,
+concerns it. Of a prefix tell the bans on it, around it and within it, the allow entries that touch it,
+and whether all of it is banned, a part, or nothing.
+
+Exits with 0 if it is banned, a prefix as a whole, and with 6 if it is not, or only a part of it.`,
 		Example: `  levee check 203.0.113.7
+  levee check 203.0.113.0/24
   levee check 2001:db8::1 --quiet && echo banned`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.check(cmd.Context(), args[0]) },
@@ -27,14 +31,16 @@ concerns it. Exits with 0 if it is banned, and with 6 if it is not.`,
 func (a *app) check(ctx context.Context, arg string) error {
 	addr, err := state.ParseAddr(arg)
 	if err != nil {
-		if p, noPrefix := state.ParsePrefix(arg); noPrefix == nil {
-			if !p.IsSingleIP() {
-				return usage("%q is a prefix; check asks about one address. For a prefix: levee bans --within %s", arg, p)
-			}
-			addr = p.Addr()
-		} else {
+		p, bad := state.ParsePrefix(arg)
+		switch {
+		case bad != nil && strings.Contains(arg, "/"):
+			return &usageError{bad}
+		case bad != nil:
 			return &usageError{err}
+		case !p.IsSingleIP():
+			return a.checkPrefix(ctx, p)
 		}
+		addr = p.Addr()
 	}
 	c := a.client()
 	defer c.Close()
@@ -42,22 +48,27 @@ func (a *app) check(ctx context.Context, arg string) error {
 	if err != nil {
 		return err
 	}
+	return a.checked(found, found.Verdict, func() { a.showCheck(found) })
+}
+
+// checked gives an answer out, and the exit code that it means.
+func (a *app) checked(found any, verdict state.Verdict, show func()) error {
 	switch {
 	case a.machine():
 		if err := a.printJSON(found); err != nil {
 			return err
 		}
 	case !a.quiet:
-		a.showCheck(found)
+		show()
 	}
-	if found.Verdict != state.VerdictBanned {
+	if verdict != state.VerdictBanned {
 		return &codeError{code: exitNotFound}
 	}
 	return nil
 }
 
 var verdictStyles = map[state.Verdict]string{
-	state.VerdictBanned: red, state.VerdictPenalty: red, state.VerdictMonitored: yellow,
+	state.VerdictBanned: red, state.VerdictPenalty: red, state.VerdictPartly: yellow, state.VerdictMonitored: yellow,
 	state.VerdictAllowed: green, state.VerdictPasses: green,
 }
 
