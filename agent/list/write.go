@@ -136,27 +136,29 @@ func (b ban) outlasts(o ban) bool {
 
 // merge makes one ban of all claims on a prefix, the longest, in order of prefix; the wider goes first.
 func merge(out *Written, claims iter.Seq2[state.Claim, error]) ([]ban, error) {
-	at := map[netip.Prefix]int{}
 	var bans []ban
 	for c, err := range claims {
-		if err != nil {
+		switch {
+		case err != nil:
 			return nil, err
-		}
-		if c.Monitor {
+		case c.Monitor:
 			out.Monitors++
-			continue
-		}
-		b := ban{c.Prefix, c.Expires, c.Reason}
-		if i, ok := at[c.Prefix]; !ok {
-			at[c.Prefix] = len(bans)
-			bans = append(bans, b)
-		} else if b.outlasts(bans[i]) {
-			bans[i] = b
+		default:
+			bans = append(bans, ban{c.Prefix, c.Expires, c.Reason})
 		}
 	}
 	slices.SortFunc(bans, func(a, b ban) int {
-		return cmp.Or(a.prefix.Addr().Compare(b.prefix.Addr()), cmp.Compare(a.prefix.Bits(), b.prefix.Bits()))
+		switch o := cmp.Or(a.prefix.Addr().Compare(b.prefix.Addr()), cmp.Compare(a.prefix.Bits(), b.prefix.Bits())); {
+		case o != 0:
+			return o
+		case a.outlasts(b):
+			return -1
+		case b.outlasts(a):
+			return 1
+		}
+		return cmp.Compare(a.reason, b.reason)
 	})
+	bans = slices.CompactFunc(bans, func(a, b ban) bool { return a.prefix == b.prefix })
 	return bans, nil
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -110,7 +111,9 @@ func (a *app) importList(ctx context.Context, f importFlags, name string, origin
 	read, write := io.Pipe()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
-		return write.CloseWithError(a.send(got, f, origin, originGiven, &counted{in, 0, at}, write))
+		to := bufio.NewWriterSize(write, 64<<10)
+		err := a.send(got, f, origin, originGiven, &counted{in, 0, at}, to)
+		return write.CloseWithError(cmp.Or(err, to.Flush()))
 	})
 	var answer state.BulkResponse
 	group.Go(func() (err error) {
