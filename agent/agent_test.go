@@ -38,7 +38,8 @@ type testDaemon struct {
 	system  *fakeSystem
 	clock   state.Clock
 	dir     string
-	text    string // of the configuration
+	text    string               // of the configuration
+	flags   func(*config.Config) // of the command line, beside those of every test; may be nil
 	reload  chan os.Signal
 	log     *buffer
 	metrics string
@@ -88,6 +89,9 @@ func (d *testDaemon) overlay(c *config.Config) error {
 	c.State.Path = filepath.Join(d.dir, "state.db")
 	c.Lock = filepath.Join(d.dir, "lock")
 	c.Metrics.Listen = "127.0.0.1:0"
+	if d.flags != nil {
+		d.flags(c)
+	}
 	return nil
 }
 
@@ -730,7 +734,7 @@ func TestOpenAPI(t *testing.T) {
 		got = append(got, p)
 	}
 	slices.Sort(got)
-	want := "/healthz /readyz /v1/allow /v1/bans /v1/bans/bulk /v1/check /v1/check/{address} /v1/config/reload /v1/confirm /v1/events /v1/interfaces /v1/interfaces/{name} /v1/limits /v1/limits/{name} /v1/panic /v1/sources /v1/stats /v1/status /v1/tokens /v1/tokens/{name} /v1/tokens/{name}/rotate /v1/trials /v1/unallow /v1/unban"
+	want := "/healthz /readyz /v1/allow /v1/bans /v1/bans/bulk /v1/check /v1/check/{address} /v1/config /v1/config/reload /v1/confirm /v1/events /v1/interfaces /v1/interfaces/{name} /v1/limits /v1/limits/{name} /v1/panic /v1/sources /v1/stats /v1/status /v1/tokens /v1/tokens/{name} /v1/tokens/{name}/rotate /v1/trials /v1/unallow /v1/unban"
 	if status != 200 || doc["openapi"] != "3.1.0" || strings.Join(got, " ") != want {
 		t.Errorf("%d %v", status, got)
 	}

@@ -280,6 +280,7 @@ func TestSecurityWho(t *testing.T) {
 		{"reader makes a token", reader, "POST", "/v1/tokens", `{"name":"mine","scopes":["admin"]}`, 403, `"value":"admin"`},
 		{"reader sees tokens", reader, "GET", "/v1/tokens", "", 403, `"value":"admin"`},
 		{"gateway reads", gateway, "GET", "/v1/bans", "", 403, `"value":"read"`},
+		{"gateway reads the configuration", gateway, "GET", "/v1/config", "", 403, `"value":"read"`},
 		{"gateway limits", gateway, "PUT", "/v1/limits/web", `{"services":["tcp/443"],"packets":"1/s"}`, 403, `"value":"limit"`},
 		{"gateway panics", gateway, "PUT", "/v1/panic", `{"on":true}`, 403, `"value":"admin"`},
 		{"gateway reloads", gateway, "POST", "/v1/config/reload", "", 403, `"value":"admin"`},

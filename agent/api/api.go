@@ -46,6 +46,7 @@ type Backend interface {
 	Panic() bool
 	SetPanic(by state.Actor, on bool) error
 	Reload(by state.Actor, confirm state.Duration) (state.ReloadResponse, error)
+	Effective(by state.Actor) state.Effective
 	Trials() state.TrialList
 	Confirm(by state.Actor, r state.ConfirmRequest) (state.ConfirmResponse, error)
 
@@ -344,6 +345,10 @@ func (b backend) switches(api huma.API) {
 			return reply1(state.PanicSwitch{On: in.Body.On}, err)
 		})
 	b.trials(api)
+	huma.Register(api, operation(state.ScopeRead, http.MethodGet, "/v1/config", "config", "Every setting as it is in force, and where its value comes from"),
+		func(ctx context.Context, _ *none) (*answer[state.Effective], error) {
+			return &answer[state.Effective]{b.Effective(actorOf(ctx))}, nil
+		})
 	huma.Register(api, operation(state.ScopeAdmin, http.MethodPost, "/v1/config/reload", "reload", "Read the configuration file again: all of it is in force then, or nothing has changed"),
 		func(ctx context.Context, in *OnTrial) (*answer[state.ReloadResponse], error) {
 			d, err := in.duration()

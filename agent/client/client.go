@@ -185,6 +185,11 @@ func (c *Client) Reload(ctx context.Context) error {
 	return c.call(ctx, http.MethodPost, "/v1/config/reload", nil, nil, nil)
 }
 
+// Settings returns every setting as it is in force, and where its value comes from.
+func (c *Client) Settings(ctx context.Context) (out state.Effective, err error) {
+	return out, c.call(ctx, http.MethodGet, "/v1/config", nil, nil, &out)
+}
+
 // Health says whether the daemon is all right, and what to do if not.
 func (c *Client) Health(ctx context.Context) (out state.Health, err error) {
 	return out, c.call(ctx, http.MethodGet, "/healthz", nil, nil, &out)

@@ -54,8 +54,9 @@ type Config struct {
 	Compile    Compile                    `json:"compile"`
 
 	file  string
-	text  []byte         // of the file; nil if there is none
-	lines map[string]int // of every setting that the file makes
+	text  []byte          // of the file; nil if there is none
+	lines map[string]int  // of every setting that the file makes
+	marks map[string]mark // of what others than the file set
 }
 
 // Interface is an interface to shield.

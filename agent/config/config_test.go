@@ -181,7 +181,10 @@ metrics: {listen: "[::1]:9999"}
 	}
 	var from []string
 	for _, s := range c.Settings() {
-		if s.From != "default" {
+		if (s.Origin == state.SettingDefault) != (s.From == "default") || s.Origin != state.SettingDefault && s.Origin != state.SettingFile {
+			t.Errorf("%+v", s)
+		}
+		if s.Origin == state.SettingFile {
 			from = append(from, fmt.Sprintf("%s=%s %s", s.Path, s.Value, strings.TrimPrefix(s.From, "test.yaml:")))
 		}
 	}
@@ -278,6 +281,37 @@ func TestLoad(t *testing.T) {
 	}
 	if err := Default().Check(); err != nil {
 		t.Errorf("the defaults: %v", err)
+	}
+}
+
+// What was set elsewhere goes before the file's lines, for all that is below its path, and only there.
+func TestMark(t *testing.T) {
+	c, err := Parse("f.yaml", []byte("mode: monitor\ninterfaces: [eth0, eth1]\nlimits:\n  web: {services: [tcp/80], packets: 1k/s}\n  webs: {services: [tcp/443], packets: 1k/s}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := *c
+	c.Mark("interfaces[1]", state.SettingFlag, "--interface")
+	c.Mark("log.level", state.SettingFlag, "--log-level")
+	c.Mark("limits.web", state.SettingState, "levee limit set")
+	c.Mark("mode", state.SettingFlag, "--mode")
+	c.Mark("mode", state.SettingState, "again")
+	var got []string
+	for _, s := range c.Settings() {
+		if s.Origin != state.SettingDefault {
+			got = append(got, s.Path+" "+string(s.Origin)+" "+s.From)
+		}
+	}
+	want := []string{"interfaces[0].name file f.yaml:2", "interfaces[0].mode file f.yaml:2", "interfaces[1].name flag --interface", "interfaces[1].mode flag --interface",
+		"mode state again", "limits.web.services[0] state levee limit set", "limits.web.packets state levee limit set",
+		"limits.webs.services[0] file f.yaml:5", "limits.webs.packets file f.yaml:5", "log.level flag --log-level"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	for _, s := range other.Settings() {
+		if s.Origin != state.SettingDefault && s.Origin != state.SettingFile {
+			t.Errorf("a copy was marked, too: %+v", s)
+		}
 	}
 }
 

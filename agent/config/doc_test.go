@@ -15,7 +15,7 @@ func TestDocumentation(t *testing.T) {
 	const path = "../../docs/configuration.md"
 	var b strings.Builder
 	b.WriteString("# Configuration\n\nMade of the configuration's types and of the reference by `go test ./agent/config -update`; a test compares.\n" +
-		"The file is `" + Path + "`. `levee config check` tells what is wrong with one, `levee config show` where each value\ncomes from, `levee config reload` takes it.\n\n" +
+		"The file is `" + Path + "`. `levee config check` tells what is wrong with one, `levee config reload` takes it, and\n`levee config show` tells which value of each setting is in force and where it comes from: nobody (`default`), a line\nof the file (`file`), a flag of `levee run` (`flag`), or somebody at run time (`state`).\n\n" +
 		"## Every setting\n\n| setting | default |\n|---|---|\n")
 	defaults := map[string]string{}
 	for _, s := range Default().Settings() {

@@ -3,6 +3,7 @@ package config
 import (
 	"encoding"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"strconv"
@@ -11,28 +12,48 @@ import (
 	"github.com/levee-xdp/levee/agent/state"
 )
 
-// Setting is one effective setting, and where its value comes from.
-type Setting struct {
-	Path  string `json:"path"`
-	Value string `json:"value"`
-	From  string `json:"from"` // default, or the file and line
+// mark says who gave the settings at a path, and below it, their values.
+type mark struct {
+	origin state.SettingOrigin
+	from   string
+}
+
+// Mark notes that the settings at a path and below it come from elsewhere than the file, and from where
+// exactly.
+func (c *Config) Mark(path string, origin state.SettingOrigin, from string) {
+	c.MarkAll(map[string]string{path: from}, origin)
+}
+
+// MarkAll is Mark for many paths, each with where its settings come from.
+func (c *Config) MarkAll(paths map[string]string, origin state.SettingOrigin) {
+	marks := maps.Clone(c.marks) // copies of the configuration share them
+	if marks == nil {
+		marks = map[string]mark{}
+	}
+	for path, from := range paths {
+		marks[path] = mark{origin, from}
+	}
+	c.marks = marks
 }
 
 // Settings returns every setting with its effective value, in the order of the reference.
-func (c *Config) Settings() []Setting {
-	var out []Setting
+func (c *Config) Settings() []state.Setting {
+	var out []state.Setting
 	c.walk(reflect.ValueOf(c).Elem(), "", &out)
 	return out
 }
 
-func (c *Config) walk(v reflect.Value, path string, out *[]Setting) {
+func (c *Config) walk(v reflect.Value, path string, out *[]state.Setting) {
 	if v.Kind() == reflect.Pointer {
 		if v.IsNil() {
 			return
 		}
 		v = v.Elem()
 	}
-	add := func(value string) { *out = append(*out, Setting{path, value, c.from(path)}) }
+	add := func(value string) {
+		origin, from := c.origin(path)
+		*out = append(*out, state.Setting{Path: path, Value: value, Origin: origin, From: from})
+	}
 	switch value := v.Interface().(type) {
 	case state.Threshold:
 		add(value.String())
@@ -81,22 +102,23 @@ func (c *Config) walk(v reflect.Value, path string, out *[]Setting) {
 	}
 }
 
-// from says where a setting's value comes from.
-func (c *Config) from(path string) string {
-	for at := path; at != ""; {
-		if line, ok := c.lines[at]; ok && c.lines != nil {
-			if at == path || strings.HasSuffix(at, "]") || c.isWhole(at) {
-				return fmt.Sprintf("%s:%d", c.file, line)
-			}
+// origin says where a setting's value comes from.
+func (c *Config) origin(path string) (origin state.SettingOrigin, from string) {
+	for at := path; at != ""; at = parent(at) {
+		if m, ok := c.marks[at]; ok {
+			return m.origin, m.from
 		}
-		i := strings.LastIndexAny(at, ".[")
-		if i < 0 {
-			break
-		}
-		at = at[:i]
 	}
-	return "default"
+	for at := path; at != ""; at = parent(at) {
+		if line, ok := c.lines[at]; ok && (at == path || strings.HasSuffix(at, "]") || c.isWhole(at)) {
+			return state.SettingFile, fmt.Sprintf("%s:%d", c.file, line)
+		}
+	}
+	return state.SettingDefault, string(state.SettingDefault)
 }
+
+// parent is the path of what a setting belongs to; empty if to none.
+func parent(path string) string { return path[:max(strings.LastIndexAny(path, ".["), 0)] }
 
 // isWhole tells whether what stands at a path was written as one value.
 func (c *Config) isWhole(path string) bool {

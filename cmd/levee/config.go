@@ -1,9 +1,13 @@
 package main
 
 import (
+	"errors"
+
 	"github.com/spf13/cobra"
 
+	"github.com/levee-xdp/levee/agent/client"
 	"github.com/levee-xdp/levee/agent/config"
+	"github.com/levee-xdp/levee/agent/state"
 )
 
 func (a *app) configCommand() *cobra.Command {
@@ -51,28 +55,58 @@ func (a *app) configCommand() *cobra.Command {
 		},
 	}, &cobra.Command{
 		Use:   "show [FILE]",
-		Short: "Show every setting of the file, and where its value comes from",
-		Long: `Show every setting with its value, and where the value comes from: the line of the file, or the
-default. What was set at run time lives in the daemon's state: see levee limit list, levee allow list.`,
+		Short: "Show every setting as it is in force, and where its value comes from",
+		Long: `Show every setting with its value, and where that comes from: default, the file's line, a flag of the
+daemon, or its state, where somebody has set it at run time (levee limit set, allow add, attach, panic).
+The daemon is asked. Where none runs, or a file is named, what the file says is shown.`,
 		Args: cobra.MaximumNArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error {
-			c, _, err := load(args)
+		RunE: func(cmd *cobra.Command, args []string) error {
+			effective, err := a.effective(cmd, len(args) > 0 || path != "", func() (*config.Config, string, error) { return load(args) })
 			if err != nil {
 				return err
 			}
-			settings := c.Settings()
-			if a.machine() {
-				return printList(a, settings, settings)
+			if effective.Notice != "" && a.output != "json" {
+				a.note("%s", effective.Notice)
 			}
-			g := a.grid("setting", "value", "from").flexible(1, true)
-			for _, s := range settings {
-				g.row(s.Path, s.Value, s.From)
+			if a.machine() {
+				return printList(a, effective, effective.Settings)
+			}
+			g := a.grid("setting", "value", "origin", "from").flexible(1, true)
+			for _, s := range effective.Settings {
+				from := s.From
+				if s.Origin == state.SettingDefault && from == string(s.Origin) {
+					from = ""
+				}
+				g.row(s.Path, s.Value, string(s.Origin), from)
 			}
 			g.render()
 			return nil
 		},
 	}, a.configReloadCommand())
 	return cmd
+}
+
+// effective asks the daemon for its settings. If none runs on this host, or a file was named, they are
+// the file's.
+func (a *app) effective(cmd *cobra.Command, named bool, load func() (*config.Config, string, error)) (state.Effective, error) {
+	var unreachable error
+	if !named {
+		c := a.client()
+		defer c.Close()
+		out, err := c.Settings(cmd.Context())
+		if !errors.Is(err, client.ErrUnreachable) || a.remote.address != "" {
+			return out, err
+		}
+		unreachable = err
+	}
+	c, file, err := load()
+	if err != nil {
+		return state.Effective{}, err
+	}
+	if unreachable != nil {
+		a.note("%v; this is what %s says, without what flags and the run time would change", unreachable, file)
+	}
+	return state.Effective{Settings: c.Settings()}, nil
 }
 
 func (a *app) configReloadCommand() *cobra.Command {

@@ -284,6 +284,15 @@ func banAnswer(body []byte) any {
 	return out
 }
 
+var effective = state.Effective{Notice: "the configuration file was tried and not confirmed", Settings: []state.Setting{
+	{Path: "panic", Value: "on", Origin: state.SettingState, From: "levee panic on"},
+	{Path: "mode", Value: "monitor", Origin: state.SettingFlag, From: "--mode"},
+	{Path: "limits.web.packets", Value: "20k/s", Origin: state.SettingState, From: "levee limit set, by root"},
+	{Path: "limits.levee-api.packets", Value: "20k/s burst 40k", Origin: state.SettingDefault, From: "made for api.tcp.listen"},
+	{Path: "allow[0].comment", Value: "evil\x1b[31m", Origin: state.SettingFile, From: "/etc/levee/levee.yaml:7"},
+	{Path: "bpffs", Value: "/sys/fs/bpf/levee", Origin: state.SettingDefault, From: "default"},
+}}
+
 func allAnswers(f *fake) *fake {
 	page := state.BanPage{Bans: claims(), Total: 1_217, Next: "x"}
 	return f.on("POST /v1/bans", banAnswer).
@@ -321,6 +330,7 @@ func allAnswers(f *fake) *fake {
 		on("GET /v1/sources", sources).
 		on("POST /v1/confirm", state.ConfirmResponse{Confirmed: []state.Trial{{ID: "t7", What: "ban 203.0.113.7"}}}).
 		on("PUT /v1/panic", state.PanicSwitch{On: true}).
+		on("GET /v1/config", effective).
 		on("POST /v1/config/reload", nil)
 }
 
@@ -371,6 +381,9 @@ func TestGolden(t *testing.T) {
 		{"ban_on_trial", call{args: []string{"ban", "203.0.113.7", "--confirm", "60s"}}},
 		{"ban_on_trial_bad", call{args: []string{"ban", "203.0.113.7", "--confirm", "10ms"}}},
 		{"confirm", call{args: []string{"confirm"}}},
+		{"config_show", call{args: []string{"config", "show"}}},
+		{"config_show_json", call{args: []string{"config", "show", "-o", "json"}}},
+		{"config_show_jsonl", call{args: []string{"config", "show", "-o", "jsonl"}}},
 		{"config_reload", call{args: []string{"config", "reload"}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -624,11 +637,28 @@ func TestConfig(t *testing.T) {
 	if r := (call{args: []string{"config", "show", "-c", good}}).run(t, ""); r.code != 0 || !strings.Contains(r.stdout, "good.yaml:2") {
 		t.Errorf("show: exit %d, %q, %q", r.code, r.stdout, r.stderr)
 	}
+	// Where no daemon runs, the file speaks, and a word says so; but not for one on another host.
+	none := filepath.Join(dir, "none")
+	r := call{args: []string{"config", "show", "-o", "json"}}.run(t, none)
+	var shown state.Effective
+	if err := json.Unmarshal([]byte(r.stdout), &shown); r.code != 0 || err != nil || len(shown.Settings) < 20 || !strings.Contains(r.stderr, none) || !strings.Contains(r.stderr, "this is what "+config.Path+" says") {
+		t.Errorf("show: exit %d, %v, %q, %q", r.code, err, r.stdout, r.stderr)
+	}
+	if r := (call{args: []string{"config", "show", "--address", "https://127.0.0.1:1"}}).run(t, ""); r.code != exitUnreachable || r.stdout != "" {
+		t.Errorf("show: exit %d, %q, %q", r.code, r.stdout, r.stderr)
+	}
+	f := newFake(t).on("GET /v1/config", problem{403, map[string]any{"status": 403, "title": "Forbidden", "detail": "you may not", "code": "forbidden"}})
+	if r := (call{args: []string{"config", "show"}}).run(t, f.socket); r.code != exitRefused || r.stdout != "" {
+		t.Errorf("show: exit %d, %q, %q", r.code, r.stdout, r.stderr)
+	}
+	if r := (call{args: []string{"config", "show", good}}).run(t, f.socket); r.code != 0 || len(f.asked) != 1 {
+		t.Errorf("show: exit %d, %q, %q", r.code, f.asked, r.stderr)
+	}
 	var got agent.Options
 	ran := func(e *environment) {
 		e.daemon = func(_ context.Context, o agent.Options) error { got = o; return nil }
 	}
-	r := call{args: []string{"run", "-c", good, "-i", "eth1:native", "--mode", "enforce", "--metrics", "off", "--socket", "/run/x.sock"}, change: ran}.run(t, "")
+	r = call{args: []string{"run", "-c", good, "-i", "eth1:native", "--mode", "enforce", "--metrics", "off", "--socket", "/run/x.sock"}, change: ran}.run(t, "")
 	if r.code != 0 || got.Config == nil {
 		t.Fatalf("run: exit %d, %q", r.code, r.stderr)
 	}
@@ -646,6 +676,63 @@ func TestConfig(t *testing.T) {
 				t.Errorf("%s lacks %s", text, want)
 			}
 		}
+	}
+}
+
+// Every flag of levee run that sets something says so in the settings.
+func TestFlagOrigins(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "levee.yaml")
+	if err := os.WriteFile(file, []byte("interfaces: [eth0, eth1]\nmode: monitor\nlog: {level: warn}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var got agent.Options
+	ran := func(e *environment) {
+		e.daemon = func(_ context.Context, o agent.Options) error { got = o; return nil }
+	}
+	origins := func(env map[string]string, args ...string) string {
+		t.Helper()
+		r := call{args: append([]string{"run", "-c", file}, args...), env: env, change: ran}.run(t, "")
+		if r.code != 0 {
+			t.Fatalf("run %v: exit %d, %s", args, r.code, r.stderr)
+		}
+		again, err := config.Load(file)
+		if err == nil {
+			err = got.Overlay(again)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out []string
+		for _, s := range again.Settings() { // as after a reload
+			if s.Origin == state.SettingFlag {
+				out = append(out, s.Path+"="+s.Value+" "+s.From)
+			}
+		}
+		return strings.Join(out, "\n")
+	}
+	if s := origins(nil); s != "" {
+		t.Errorf("no flags: %s", s)
+	}
+	if s := origins(map[string]string{"LEVEE_SOCKET": "/run/y.sock"}); s != "api.socket=/run/y.sock $LEVEE_SOCKET" {
+		t.Errorf("the environment: %s", s)
+	}
+	want := `interfaces[1].name=eth1 --interface
+interfaces[1].mode=native --interface
+interfaces[2].name=eth2 --interface
+interfaces[2].mode=auto --interface
+mode=enforce --mode
+api.socket=/run/x.sock --socket
+metrics.listen= --metrics
+state.path=/s/db --state
+bpffs=/sys/fs/bpf/x --bpffs
+lock=/run/x.lock --lock
+log.level=debug --log-level
+log.format=json --log-format
+compile.enabled=true --compile
+compile.clang=clang-19 --clang`
+	if s := origins(nil, "-i", "eth1:native,eth2", "--mode", "enforce", "--socket", "/run/x.sock", "--metrics", "off", "--state", "/s/db", "--bpffs", "/sys/fs/bpf/x",
+		"--lock", "/run/x.lock", "--log-level", "debug", "--log-format", "json", "--compile", "--clang", "clang-19"); s != want {
+		t.Errorf("got:\n%s\nwant:\n%s", s, want)
 	}
 }
 

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -69,24 +71,29 @@ func (a *app) run(cmd *cobra.Command, f *runFlags) error {
 func (a *app) overlay(cmd *cobra.Command, f *runFlags, c *config.Config) error {
 	flags := cmd.Flags()
 	for _, s := range []struct {
-		flag, value string
-		to          *string
+		flag, value, path string
+		to                *string
 	}{
-		{"state", f.state, &c.State.Path},
-		{"bpffs", f.bpffs, &c.BPFFS},
-		{"lock", f.lock, &c.Lock},
-		{"clang", f.clang, &c.Compile.Clang},
-		{"log-level", f.level, &c.Log.Level},
-		{"log-format", f.format, &c.Log.Format},
+		{"state", f.state, "state.path", &c.State.Path},
+		{"bpffs", f.bpffs, "bpffs", &c.BPFFS},
+		{"lock", f.lock, "lock", &c.Lock},
+		{"clang", f.clang, "compile.clang", &c.Compile.Clang},
+		{"log-level", f.level, "log.level", &c.Log.Level},
+		{"log-format", f.format, "log.format", &c.Log.Format},
 	} {
 		if flags.Changed(s.flag) {
 			*s.to = s.value
+			markFlag(c, s.path, s.flag)
 		}
 	}
 	if a.socket != "" {
 		c.API.Socket = a.socket
+		if markFlag(c, "api.socket", "socket"); !flags.Changed("socket") {
+			c.Mark("api.socket", state.SettingFlag, "$LEVEE_SOCKET")
+		}
 	}
 	if flags.Changed("metrics") {
+		markFlag(c, "metrics.listen", "metrics")
 		c.Metrics.Listen = f.metrics
 		if f.metrics == "off" {
 			c.Metrics.Listen = ""
@@ -96,16 +103,18 @@ func (a *app) overlay(cmd *cobra.Command, f *runFlags, c *config.Config) error {
 		if err := c.Mode.UnmarshalText([]byte(f.mode)); err != nil {
 			return inFlag("mode", err)
 		}
+		markFlag(c, "mode", "mode")
 	}
 	if flags.Changed("compile") {
 		c.Compile.Enabled = f.compile
+		markFlag(c, "compile.enabled", "compile")
 	}
 	for _, text := range f.interfaces {
 		i, err := parseInterface(text)
 		if err != nil {
 			return err
 		}
-		put(c, i)
+		markFlag(c, fmt.Sprintf("interfaces[%d]", put(c, i)), "interface")
 	}
 	if err := c.Check(); err != nil {
 		return &usageError{err}
@@ -127,13 +136,16 @@ func parseInterface(text string) (config.Interface, error) {
 	return config.Interface{Name: name, Mode: mode}, nil
 }
 
-// put adds an interface, or changes its mode.
-func put(c *config.Config, i config.Interface) {
-	for at := range c.Interfaces {
-		if c.Interfaces[at].Name == i.Name {
-			c.Interfaces[at] = i
-			return
-		}
+// put adds an interface, or changes its mode. It returns which one it is.
+func put(c *config.Config, i config.Interface) int {
+	at := slices.IndexFunc(c.Interfaces, func(known config.Interface) bool { return known.Name == i.Name })
+	if at < 0 {
+		c.Interfaces = append(c.Interfaces, i)
+		return len(c.Interfaces) - 1
 	}
-	c.Interfaces = append(c.Interfaces, i)
+	c.Interfaces[at] = i
+	return at
 }
+
+// markFlag notes that a flag has set what is at a path.
+func markFlag(c *config.Config, path, flag string) { c.Mark(path, state.SettingFlag, "--"+flag) }
