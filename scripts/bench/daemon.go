@@ -110,12 +110,17 @@ func (b *bench) daemonRows(ctx context.Context, dir, list string) error {
 	}
 	told(fmt.Sprintf("200 callers at once, %d bans a call, no others", b.singles()/4), crowd, b.singles()/4, 0)
 
-	resident, err := d.resident()
-	if err != nil {
+	memory := func(what string, limit float64) error {
+		m, err := d.resident()
+		if err == nil {
+			add(what, "MB", m["VmRSS"], limit, fmt.Sprintf("its own %s MB, the tables' mapping %s MB",
+				number(m["RssAnon"]), number(m["RssShmem"]+m["RssFile"])))
+		}
 		return err
 	}
-	add("memory, resident", "MB", resident["VmRSS"], 300, fmt.Sprintf("its own %s MB, the tables' mapping %s MB",
-		number(resident["RssAnon"]), number(resident["RssShmem"]+resident["RssFile"])))
+	if err := memory("memory after all these calls, resident", 0); err != nil {
+		return err
+	}
 
 	d.stop()
 	again, err := d.start(ctx)
@@ -124,7 +129,7 @@ func (b *bench) daemonRows(ctx context.Context, dir, list string) error {
 	}
 	add("start, no bans", "s", empty.Seconds(), 0, "")
 	add("restart with all bans, to ready", "s", again.Seconds(), 2, "")
-	return nil
+	return memory("memory with all bans, resident", 300)
 }
 
 func (b *bench) singles() int {
