@@ -54,6 +54,7 @@ func (s *Store) Around(p netip.Prefix, most int) Around {
 	}
 	a.Allows = s.allows.touching(p, now)
 	s.mu.RUnlock()
+	allowed := outermost(a.Allows)
 
 	var found placeHeap
 	for from, used := uint32(1), uint32(2); from < used; from += chunk {
@@ -64,8 +65,8 @@ func (s *Store) Around(p netip.Prefix, most int) Around {
 				continue
 			}
 			if r.head() {
-				enforced.add(s.claims, slot, a.Allows, now)
-				banned.add(s.claims, slot, a.Allows, now)
+				enforced.add(s.claims, slot, allowed, now)
+				banned.add(s.claims, slot, allowed, now)
 			}
 			if r.expires <= now {
 				continue
@@ -82,9 +83,9 @@ func (s *Store) Around(p netip.Prefix, most int) Around {
 		s.mu.RUnlock()
 	}
 	a.Contained = s.claimsAt(found)
-	a.Enforced, _ = enforced.result(a.Allows)
+	a.Enforced, _ = enforced.result(allowed)
 	var touched bool
-	a.Banned, touched = banned.result(a.Allows)
+	a.Banned, touched = banned.result(allowed)
 	a.Overruled = touched && a.Banned == None
 	return a
 }
@@ -114,13 +115,13 @@ type extent struct {
 }
 
 // add takes note of a prefix within the one asked for, of which the first claim stands at a slot.
-func (e *extent) add(c *claims, slot uint32, allows []Allow, now uint64) {
+func (e *extent) add(c *claims, slot uint32, allowed []key, now uint64) {
 	if e.around || !e.counts(c, slot, now) {
 		return
 	}
 	k := c.at(slot).key()
 	e.touched = true
-	e.left = e.left || remainder(k, allows) != None
+	e.left = e.left || remainder(k, allowed) != None
 	for wide := range c.covering(k.shorter(int(k.bits) - 1)) {
 		if wide.bits <= e.asked.bits {
 			break
@@ -145,35 +146,46 @@ func (e *extent) counts(c *claims, slot uint32, now uint64) bool {
 }
 
 // result is how much is banned, and whether a ban touches it at all, allowed or not.
-func (e *extent) result(allows []Allow) (banned Extent, touched bool) {
+func (e *extent) result(allowed []key) (banned Extent, touched bool) {
 	switch {
 	case e.around, e.outmost.fill(e.asked.bits):
-		return remainder(e.asked, allows), true
+		return remainder(e.asked, allowed), true
 	case e.left:
 		return Part, true
 	}
 	return None, e.touched
 }
 
-// remainder is how much of a prefix is left over by allow entries.
-func remainder(k key, allows []Allow) Extent {
+// outermost returns what allow entries contain, in order of address, without those within others.
+func outermost(allows []Allow) (out []key) {
+	for i := range allows {
+		out = append(out, keyOf(allows[i].Prefix))
+	}
+	slices.SortFunc(out, compareKey)
+	last := -1
+	for _, k := range out {
+		if last < 0 || !out[last].contains(k) {
+			last++
+			out[last] = k
+		}
+	}
+	return out[:last+1]
+}
+
+// remainder is how much of a prefix is left over by what is allowed, as outermost gives it.
+func remainder(k key, allowed []key) Extent {
+	at, _ := slices.BinarySearchFunc(allowed, k, compareKey)
+	if at > 0 && allowed[at-1].contains(k) {
+		return None
+	}
 	left := Whole
 	var sum shares
-	for i := range allows {
-		allowed := keyOf(allows[i].Prefix)
-		switch {
-		case allowed.contains(k):
-			return None
-		case k.contains(allowed):
-			left = Part
-			inner := slices.ContainsFunc(allows, func(o Allow) bool {
-				wide := keyOf(o.Prefix)
-				return wide != allowed && wide.contains(allowed)
-			})
-			if !inner {
-				sum[allowed.bits]++
-			}
+	for _, inner := range allowed[at:] {
+		if !k.contains(inner) {
+			break
 		}
+		left = Part
+		sum[inner.bits]++
 	}
 	if sum.fill(k.bits) {
 		return None
