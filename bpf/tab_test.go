@@ -17,6 +17,7 @@ import (
 // its source: only what it was asked before, and at most what is due.
 func TestTab(t *testing.T) {
 	needKernel(t)
+	onCPU(t, 0) // tabs are a CPU's own
 	config := configOf(bpf.DefaultFeatures())
 	config.Spec = stopped(t)
 	r, err := rig.Load(config)
