@@ -370,6 +370,11 @@ func (e *engine) rescue(lost *state.Lost) error {
 	if err != nil {
 		return fmt.Errorf("keep what the kernel holds: %w", err)
 	}
+	if e.state.Fresh() {
+		if err := e.state.Filled(); err != nil {
+			return err
+		}
+	}
 	if problem == "" && kept == 0 {
 		return nil // just new
 	}

@@ -39,8 +39,10 @@ var (
 	// Those that files of earlier versions lack.
 	laterBuckets = [][]byte{bucketTokens}
 
-	keyLog  = []byte("log")  // first and next segment
-	keyWall = []byte("wall") // the wall clock at the last commit, ns
+	keyLog = []byte("log") // first and next segment
+
+	keyUnfilled = []byte("unfilled") // there until what the kernel held is in here: see Filled
+	keyWall     = []byte("wall")     // the wall clock at the last commit, ns
 )
 
 // Config says where the state stands and by which clock it lives.
@@ -164,7 +166,6 @@ func Open(c Config) (*Store, error) {
 		if err := s.begin(); err != nil {
 			return nil, fmt.Errorf("begin state %s: %w", c.Path, advised(err))
 		}
-		s.fresh = true
 	case err != nil:
 		return nil, fmt.Errorf("state: %w", err)
 	case !info.Mode().IsRegular():
@@ -206,6 +207,7 @@ func (s *Store) begin() error {
 		meta := tx.Bucket(bucketMeta)
 		return errors.Join(
 			putSchema(meta),
+			meta.Put(keyUnfilled, []byte{1}),
 			meta.Put(keyLog, encodeLog(segments{first: 1, next: 1})))
 	})
 	if err = errors.Join(err, db.Close()); err != nil {
@@ -308,8 +310,22 @@ func (s *Store) Close() error {
 	return s.shut()
 }
 
-// Fresh tells whether there was no file, so that this state is empty because it is new.
+// Fresh tells whether the file was begun, at this start or at one before that did not get as far as
+// Filled: its emptiness then is no decision, and what the kernel holds must not be measured by it.
 func (s *Store) Fresh() bool { return s.fresh }
+
+// Filled notes that all that the kernel held is in the state, so that its contents count from the next
+// start on. It is durable when this returns.
+func (s *Store) Filled() error {
+	s.writer.Lock()
+	defer s.writer.Unlock()
+	if failed := s.write("note that the state is filled", func(tx *bbolt.Tx) error {
+		return tx.Bucket(bucketMeta).Delete(keyUnfilled)
+	}); failed != nil {
+		return failed
+	}
+	return nil
+}
 
 // Doubt says that the file was damaged in a way that may have cost the last change, and no more; nil
 // if it was not.
@@ -362,6 +378,7 @@ func (s *Store) load(tx *bbolt.Tx) error {
 	if err := s.loadTokens(tx); err != nil {
 		return damaged("%w", err)
 	}
+	s.fresh = meta.Get(keyUnfilled) != nil
 	log := meta.Get(keyLog)
 	if len(log) != 16 {
 		return damaged("it lacks the bounds of its log")

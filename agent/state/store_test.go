@@ -753,3 +753,21 @@ func benchmarkPropose(b *testing.B, size int, brief bool) {
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(n), "ns/ban")
 }
+
+// A state that was begun stays new until it is filled, however often the daemon dies in between.
+func TestFreshUntilFilled(t *testing.T) {
+	h := open(t)
+	for range 2 {
+		if !h.Fresh() {
+			t.Fatal("a state that was never filled is not new")
+		}
+		h.reopen()
+	}
+	if err := h.Filled(); err != nil {
+		t.Fatal(err)
+	}
+	h.reopen()
+	if h.Fresh() {
+		t.Error("a state that was filled is new")
+	}
+}
