@@ -142,6 +142,10 @@ func (e *engine) unbanOrigin(by state.Actor, origin state.Origin, all bool) (sta
 	if all {
 		return state.BanResponse{}, &state.Error{Code: state.CodeInvalid, Field: "prefixes", Detail: "are missing: name the prefixes, or one origin whose claims are to go"}
 	}
+	// Before they are looked up: who may not take them back is not to learn which there are.
+	if err := by.Bounds.MayTakeBack(origin); err != nil {
+		return state.BanResponse{}, err
+	}
 	prefixes := e.state.ByOrigin(origin)
 	proposals := make([]state.Proposal, len(prefixes))
 	places := make([]int, len(prefixes))

@@ -302,7 +302,7 @@ func TestSecurityWho(t *testing.T) {
 		{"the operator's claim", gateway, "DELETE", "/v1/bans?prefix=203.0.113.1&origin=operator", "", 207, "is not yours"},
 		{"everybody's claim", gateway, "DELETE", "/v1/bans?prefix=203.0.113.1&all=true", "", 207, "is not for you"},
 		{"what is not its own", gateway, "DELETE", "/v1/bans?prefix=203.0.113.2", "", 207, "not_found"},
-		{"all of another's", gateway, "POST", "/v1/unban", `{"origin":"api:other"}`, 207, "is not yours"},
+		{"all of another's", gateway, "POST", "/v1/unban", `{"origin":"api:other"}`, 403, "is not yours"},
 		{"another method", gateway, "PATCH", "/v1/bans", "", 405, "this path takes GET, POST, DELETE"},
 	} {
 		kind := "application/json"

@@ -124,6 +124,14 @@ func (b *Bounds) Validate() *Error {
 	return nil
 }
 
+// MayTakeBack returns why the claims of an origin are not this actor's to take back, or nil.
+func (b *Bounds) MayTakeBack(o Origin) *Error {
+	if b == nil {
+		return nil
+	}
+	return b.check(&Proposal{Remove: true, Origin: o})
+}
+
 // check tells what a proposal in canonical form has beyond the bounds, but for how many claims live.
 func (b *Bounds) check(p *Proposal) *Error {
 	beyond := func(field, value, format string, args ...any) *Error {
