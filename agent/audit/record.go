@@ -3,11 +3,8 @@ package audit
 import (
 	"encoding/json"
 	"fmt"
-	"strconv"
 	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/levee-xdp/levee/agent/state"
 )
@@ -229,36 +226,4 @@ func message(e *state.AuditEvent) string {
 
 // clean makes text that came from elsewhere harmless to whatever shows it: what does not print is
 // written as its code, and there is an end to it.
-func clean(s string) string {
-	if len(s) <= maxText && printable(s) {
-		return s
-	}
-	var b strings.Builder
-	for i := 0; i < len(s); {
-		if b.Len() > maxText {
-			b.WriteString("…")
-			break
-		}
-		r, size := utf8.DecodeRuneInString(s[i:])
-		switch {
-		case r == utf8.RuneError && size == 1:
-			fmt.Fprintf(&b, `\x%02x`, s[i])
-		case unicode.IsPrint(r):
-			b.WriteRune(r)
-		default:
-			q := strconv.QuoteRuneToASCII(r)
-			b.WriteString(q[1 : len(q)-1])
-		}
-		i += size
-	}
-	return b.String()
-}
-
-func printable(s string) bool {
-	for _, r := range s {
-		if !unicode.IsPrint(r) || r == utf8.RuneError {
-			return false
-		}
-	}
-	return true
-}
+func clean(s string) string { return state.Printable(s, maxText) }
