@@ -10,11 +10,12 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
-	"unsafe"
 
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	shared "github.com/levee-xdp/levee/scripts/internal/space"
 )
 
 // space is a network namespace with file systems of its own for /sys, bpffs and /run. It belongs to
@@ -140,7 +141,7 @@ func newWire(cpu, number int) (w *wire, err error) {
 		if w.toIndex, w.toMAC, err = raise(w.toName); err != nil {
 			return err
 		}
-		return groOn(w.toName)
+		return shared.ReceiveOn(w.toName)
 	})
 }
 
@@ -153,30 +154,6 @@ func raise(name string) (int, net.HardwareAddr, error) {
 		return 0, nil, fmt.Errorf("bring %s up: %w", name, err)
 	}
 	return nic.Attrs().Index, nic.Attrs().HardwareAddr, nil
-}
-
-// groOn gives a veth interface a receiver that is polled, without which it takes no frames that XDP
-// sends it, unless it has a program of its own.
-func groOn(name string) error {
-	const setGRO = 0x2c // ETHTOOL_SGRO
-
-	value := struct{ command, data uint32 }{setGRO, 1}
-	var request struct {
-		name [unix.IFNAMSIZ]byte
-		data unsafe.Pointer
-		_    [16]byte
-	}
-	copy(request.name[:unix.IFNAMSIZ-1], name)
-	request.data = unsafe.Pointer(&value)
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&request))); errno != 0 {
-		return fmt.Errorf("turn GRO on at %s: %w", name, errno)
-	}
-	return nil
 }
 
 // ownCPU gives the far end's receiver a thread of its own, on another CPU than the sender's.
