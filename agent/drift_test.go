@@ -30,7 +30,7 @@ func onKernel(t *testing.T, dir, more string) (*engine, map[string]*ebpf.Map) {
 		t.Skip("needs root")
 	}
 	if err := loader.Probe("").Err(); err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	root := "/sys/fs/bpf/levee-drift-" + fmt.Sprint(os.Getpid())
 	text := fmt.Sprintf("api: {socket: %[1]s/s, group: \"\"}\nstate: {path: %[1]s/state.db}\naudit: {path: %[1]s/audit.log}\nlock: %[1]s/lock\nbpffs: %[2]s\nmetrics: {listen: \"off\"}\nprotect: {own: false, gateways: false, resolvers: false, ssh: false, api: false}\n%[3]s",
