@@ -272,6 +272,9 @@ func TestTools(t *testing.T) {
 	run := func(stdin []byte, name string, args ...string) string {
 		t.Helper()
 		if _, err := exec.LookPath(name); err != nil {
+			if os.Getenv("LEVEE_SETUP") != "" {
+				t.Fatalf("scripts/setup has run, and %s is not installed: %v", name, err)
+			}
 			t.Skipf("%s is not installed: scripts/setup does that", name)
 		}
 		c := exec.Command(name, args...)

@@ -154,6 +154,9 @@ func TestSockets(t *testing.T) {
 func TestSSH(t *testing.T) {
 	sshd := "/usr/sbin/sshd"
 	if _, err := os.Stat(sshd); err != nil {
+		if os.Getenv("LEVEE_SETUP") != "" {
+			t.Fatalf("scripts/setup has run, and there is no sshd: %v", err)
+		}
 		t.Skip("there is no sshd here: scripts/setup installs it")
 	}
 	inNamespace(t, func() {
