@@ -220,6 +220,9 @@ const creditShare = 16
 // creditFor returns how many packets of a source a CPU may let pass on credit: the most that a
 // part of the burst covers on all CPUs together, as enum tab_geometry of types.h counts it.
 func (l *Limits) creditFor(t bpf.Threshold, r bpf.Rate) (credit uint8) {
+	if r.Burst == 0 {
+		return 0
+	}
 	one := ceilShift(r.Cost)
 	if t == bpf.ThresholdBits {
 		one = ceilShift(r.Cost * frameBytes)
@@ -236,7 +239,7 @@ func (l *Limits) creditFor(t bpf.Threshold, r bpf.Rate) (credit uint8) {
 
 // given is what all CPUs together may let pass on credit, in ns.
 func (l *Limits) given(t bpf.Threshold, r bpf.Rate, credit uint8) uint64 {
-	if credit == 0 || r.Burst == 0 {
+	if credit == 0 {
 		return 0
 	}
 	packet := ceilShift(r.Cost)

@@ -191,6 +191,14 @@ func TestCoarse(t *testing.T) {
 		if coarse := got.Flags&bpf.LimitCoarse != 0; coarse != c.coarse {
 			t.Errorf("%s: coarse %v, want %v", c.name, coarse, c.coarse)
 		}
+		for i, r := range c.limit.Thresholds {
+			// A sixteenth of a burst, for four CPUs: of the usual ones that is 64 packets and more, 2 SYN.
+			credit := got.Credit[i/2] >> (i % 2 * 4) & 15
+			want := map[string][]uint8{"usual": {bpf.ThresholdPackets: 7, bpf.ThresholdBits: 7, bpf.ThresholdSYN: 2}}[c.name]
+			if i < len(want) && credit != want[i] || i >= len(want) && credit != 0 {
+				t.Errorf("%s: %v gives credit %d", c.name, r, credit)
+			}
+		}
 		back := l.decode(&got)
 		for i, r := range c.limit.Thresholds {
 			b := back.Thresholds[i]
