@@ -7,14 +7,9 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"sync"
-	"syscall"
 	"time"
-
-	"github.com/coreos/go-systemd/v22/daemon"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/levee-xdp/levee/agent/api"
 	"github.com/levee-xdp/levee/agent/config"
@@ -44,16 +39,6 @@ type Options struct {
 	Ready   chan<- string    // told the metrics' address when all tasks are ready; may be nil
 	Reload  <-chan os.Signal // nil: SIGHUP
 }
-
-// task is a goroutine of the daemon's.
-type task interface {
-	fmt.Stringer
-	Run(ctx context.Context) error
-	Ready() <-chan struct{}
-}
-
-// stopTimeout is how long tasks have to end.
-const stopTimeout = 8 * time.Second
 
 // Run is the daemon: it returns nil when the context has ended and everything is closed. The shield
 // stays up.
@@ -102,77 +87,6 @@ func Run(ctx context.Context, o Options) (err error) {
 	})
 }
 
-// run runs tasks until the context ends or one of them fails, and then waits for all, but not
-// forever.
-func (e *engine) run(ctx context.Context, tasks []task, ready func()) error {
-	group, ctx := errgroup.WithContext(ctx)
-	for _, t := range tasks {
-		group.Go(func() error {
-			err := t.Run(ctx)
-			switch {
-			case err != nil && ctx.Err() == nil:
-				e.log.Error("a task failed, the daemon ends; the shield stays up", "task", t.String(), "error", err)
-				return fmt.Errorf("%s: %w", t, err)
-			case err == nil && ctx.Err() == nil:
-				return fmt.Errorf("%s ended", t)
-			}
-			return err
-		})
-	}
-	group.Go(func() error {
-		for _, t := range tasks {
-			select {
-			case <-t.Ready():
-			case <-ctx.Done():
-				return nil
-			}
-		}
-		e.ready.Store(true)
-		e.log.Info("ready", "health", e.Health().State)
-		ready()
-		notify(daemon.SdNotifyReady)
-		return nil
-	})
-	done := make(chan error, 1)
-	go func() { done <- group.Wait() }()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-	}
-	notify(daemon.SdNotifyStopping)
-	e.log.Info("stopping; the shield stays up")
-	select {
-	case err := <-done:
-		return err
-	case <-time.After(stopTimeout):
-		return errStuck
-	}
-}
-
-// errStuck says that a task goes on after its context has ended.
-var errStuck = errors.New("tasks did not end in time")
-
-func notify(what string) {
-	_, _ = daemon.SdNotify(false, what) // nobody may be listening
-}
-
-// simple is a task that is ready as soon as it runs.
-type simple struct {
-	name string
-	run  func(context.Context) error
-}
-
-func (s *simple) String() string { return s.name }
-
-func (s *simple) Run(ctx context.Context) error { return s.run(ctx) }
-
-func (s *simple) Ready() <-chan struct{} {
-	c := make(chan struct{})
-	close(c)
-	return c
-}
-
 func (e *engine) apiServer() *api.Server {
 	c := e.config.Load().API
 	served := api.Config{Socket: c.Socket, Group: c.Group, Version: e.version, Backend: telling{audited{e}}, Audit: e.audit, Observe: e.record.Request, Known: e.finder.Client, Log: e.log}
@@ -218,42 +132,6 @@ func start(ctx context.Context, o *Options) (_ *engine, _ *metrics.Server, err e
 		return nil, nil, errors.Join(err, e.close())
 	}
 	return e, server, nil
-}
-
-// load reads the file again, and puts the flags over it.
-func (e *engine) load() (*config.Config, error) {
-	next, err := config.Load(e.file)
-	if err != nil {
-		return nil, err
-	}
-	return e.overlaid(next)
-}
-
-// loadText does likewise with what was the file.
-func (e *engine) loadText(text *state.FileText) (*config.Config, error) {
-	next := config.Default()
-	if !text.None {
-		path := e.file
-		if path == "" {
-			path = config.Path
-		}
-		var err error
-		if next, err = config.Parse(path, text.Text); err != nil {
-			return nil, err
-		}
-	}
-	return e.overlaid(next)
-}
-
-// overlaid puts the flags over a configuration. Where nobody says what those were, what takes a restart
-// to change is as it was at the start, since they may have had the last word.
-func (e *engine) overlaid(next *config.Config) (*config.Config, error) {
-	if e.overlay != nil {
-		return next, e.overlay(next)
-	}
-	now := e.config.Load()
-	next.API, next.Metrics, next.State, next.BPFFS, next.Lock, next.Compile = now.API, now.Metrics, now.State, now.BPFFS, now.Lock, now.Compile
-	return next, nil
 }
 
 func newLog(to io.Writer, format string, level slog.Leveler) *slog.Logger {
@@ -351,100 +229,6 @@ func (e *engine) open(ctx context.Context, kernel Kernel, c *config.Config) (err
 	return nil
 }
 
-// rescue keeps what the kernel holds where the state has lost it.
-func (e *engine) rescue(lost *state.Lost) error {
-	var problem, reason string
-	switch doubt := e.state.Doubt(); {
-	case lost != nil:
-		reason = "the state was lost"
-		problem = fmt.Sprintf("the state was damaged at start (%v); the file was set aside as %s", lost.Err, lost.Aside)
-	case doubt != nil:
-		reason = "the state was damaged"
-		problem = fmt.Sprintf("the state was damaged at start: %v", doubt)
-	case e.state.Fresh():
-		reason = "there was no state"
-	default:
-		return nil
-	}
-	kept, err := e.keep(reason)
-	if err != nil {
-		return fmt.Errorf("keep what the kernel holds: %w", err)
-	}
-	if e.state.Fresh() {
-		if err := e.state.Filled(); err != nil {
-			return err
-		}
-	}
-	if problem == "" && kept == 0 {
-		return nil // just new
-	}
-	if problem == "" {
-		problem = "there was no state, though the kernel holds bans; was the state's path changed?"
-	}
-	problem += fmt.Sprintf("; %d bans that the kernel held were kept, their origin is %s now", kept, state.OriginKernel)
-	e.log.Error("the state was lost in part or whole", "problem", problem)
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.lasting = append(e.lasting, problem)
-	return nil
-}
-
-// attachAll brings every interface to this program, shields those that are wanted, and no longer
-// those that were wanted before. What can't be shielded is said, and does not keep the others from it.
-func (e *engine) attachAll(before []state.Interface) error {
-	changed, err := e.shield.Upgrade()
-	if err != nil {
-		e.log.Error("the program could not be upgraded, the one before goes on", "error", err)
-		e.mu.Lock()
-		e.lasting = append(e.lasting, "the program could not be upgraded, the one before goes on: "+err.Error())
-		e.mu.Unlock()
-	}
-	for _, a := range changed {
-		e.log.Info("upgraded the program", "interface", a.Name, "tag", a.ProgramTag)
-	}
-	for _, i := range append(before, e.state.Interfaces()...) {
-		now, _ := e.state.Interface(i.Name)
-		if _, _, wanted := now.Wanted(); wanted {
-			continue
-		}
-		switch err := e.shield.Detach(i.Name); {
-		case err == nil:
-			e.log.Info("detached; it is not wanted any more", "interface", i.Name)
-		case !errors.Is(err, loader.ErrNotAttached):
-			e.log.Error("an interface could not be detached", "interface", i.Name, "error", err)
-		}
-	}
-	for _, i := range e.state.Interfaces() {
-		if _, _, wanted := i.Wanted(); !wanted {
-			continue
-		}
-		if err := e.attachConfigured(i); err != nil {
-			e.log.Error("an interface could not be shielded", "interface", i.Name, "error", err)
-			e.trouble(i.Name, state.AsError(err, state.CodeKernel).Detail)
-		}
-	}
-	views, err := e.Interfaces()
-	if err != nil {
-		return err
-	}
-	shielded := 0
-	for _, v := range views {
-		switch {
-		case v.Attached && v.Wanted == "":
-			e.log.Warn("an interface is shielded that nobody asks for; it is left so", "interface", v.Name, "undo", "levee detach "+v.Name)
-		case v.Attached:
-			e.log.Info("shielded", "interface", v.Name, "mode", v.Mode, "why", v.Why)
-		}
-		if v.Attached {
-			shielded++
-		}
-	}
-	if shielded == 0 {
-		e.log.Warn("no interface is shielded; name them in the configuration, or use levee attach")
-	}
-	return nil
-}
-
 func (e *engine) metricsServer(c *config.Config) (*metrics.Server, error) {
 	if c.Metrics.Listen == "" {
 		return nil, nil //nolint:nilnil // no server is wanted
@@ -469,47 +253,4 @@ func (e *engine) close() error {
 		errs = append(errs, e.shield.Close())
 	}
 	return errors.Join(errs...)
-}
-
-// signals reads the configuration again on SIGHUP.
-func (e *engine) signals(ctx context.Context, reload <-chan os.Signal) error {
-	if reload == nil {
-		c := make(chan os.Signal, 1)
-		signal.Notify(c, syscall.SIGHUP)
-		defer signal.Stop(c)
-		reload = c
-	}
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-reload:
-			notify(fmt.Sprintf("%s\nMONOTONIC_USEC=%d", daemon.SdNotifyReloading, e.clock.Monotonic()/1000))
-			if _, err := (audited{e}).Reload(state.Operator("SIGHUP"), 0); err != nil {
-				e.log.Error("the configuration was not taken; nothing has changed", "error", err)
-			}
-			notify(daemon.SdNotifyReady)
-		}
-	}
-}
-
-// watchdog tells systemd that the daemon lives, if systemd wants to know: that it comes by the locks of
-// all that it does, and answers. Where that hangs nothing is told, and systemd starts another.
-func (e *engine) watchdog(ctx context.Context) error {
-	interval, err := daemon.SdWatchdogEnabled(false)
-	if err != nil || interval == 0 {
-		<-ctx.Done()
-		return nil // what systemd did not say well is not asked for
-	}
-	ticker := time.NewTicker(interval / 2)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-ticker.C:
-			e.Health()
-			notify(daemon.SdNotifyWatchdog)
-		}
-	}
 }
