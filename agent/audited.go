@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -113,6 +114,13 @@ func (b *bulk) audited(outcomes []state.Outcome) {
 func (a audited) Unban(by state.Actor, r state.UnbanRequest) (out state.BanResponse, err error) {
 	if err = a.recordable(); err == nil {
 		out, err = a.engine.Unban(by, r)
+	}
+	if len(r.Prefixes) == 0 {
+		// Its parts were recorded as they were decided on.
+		a.record(by, "unban-origin", string(cmp.Or(r.Origin, by.Origin())), struct {
+			Done int `json:"done"`
+		}{out.Done}, err)
+		return out, err
 	}
 	a.bans(by, "unban", out.Bans, err, func(add func(string, state.AuditBans)) {
 		for _, p := range r.Prefixes {

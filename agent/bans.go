@@ -87,24 +87,6 @@ func (e *engine) Unban(by state.Actor, r state.UnbanRequest) (state.BanResponse,
 	return e.propose(state.Trial{}, 0, proposals, places, results)
 }
 
-// unbanOrigin takes every claim of an origin back.
-func (e *engine) unbanOrigin(by state.Actor, origin state.Origin, all bool) (state.BanResponse, error) {
-	if all {
-		return state.BanResponse{}, &state.Error{Code: state.CodeInvalid, Field: "prefixes", Detail: "are missing: name the prefixes, or one origin whose claims are to go"}
-	}
-	// Before they are looked up: who may not take them back is not to learn which there are.
-	if err := by.Bounds.MayTakeBack(origin); err != nil {
-		return state.BanResponse{}, err
-	}
-	prefixes := e.state.ByOrigin(origin)
-	proposals := make([]state.Proposal, len(prefixes))
-	places := make([]int, len(prefixes))
-	for i, p := range prefixes {
-		proposals[i], places[i] = state.Proposal{Prefix: p, Origin: origin, Actor: by.String(), Remove: true, Bounds: by.Bounds}, i
-	}
-	return e.propose(state.Trial{}, 0, proposals, places, make([]state.BanResult, len(prefixes)))
-}
-
 // propose takes proposals to the state and to the kernel, and puts their answers at their places.
 // What the kernel does not take is taken back from the state.
 func (e *engine) propose(t state.Trial, confirm state.Duration, proposals []state.Proposal, places []int, results []state.BanResult) (state.BanResponse, error) {

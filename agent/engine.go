@@ -39,10 +39,11 @@ type engine struct {
 	events     *events.Hub
 	ready      atomic.Bool
 
-	trials   trials
-	checking sync.Mutex // held by a check of a prefix
-	bulk     sync.Mutex // held by a bulk that is done whole
-	settings sync.Mutex // held while limits, allows, interfaces or the configuration change
+	trials    trials
+	checking  sync.Mutex // held by a check of a prefix
+	bulk      sync.Mutex // held by a bulk that is done whole
+	unbanning sync.Mutex // held while all claims of an origin are taken back
+	settings  sync.Mutex // held while limits, allows, interfaces or the configuration change
 
 	mu       sync.Mutex        // guards what follows
 	lasting  []string          // problems for as long as the daemon runs

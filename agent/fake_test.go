@@ -24,6 +24,8 @@ type fakeKernel struct {
 	links       []string // interfaces that there are
 	foreign     string   // one that somebody else's program sits on
 	room        int      // for bans
+	onPut       func()   // called before a ban is put, or taken away; may be nil
+	onDelete    func()
 	bans        map[netip.Prefix]kernel.Ban
 	replaced    []kernel.Ban // of a set of another size
 	allows      map[netip.Prefix]kernel.Allow
@@ -180,6 +182,9 @@ func (b fakeBans) PutMany(bans []kernel.Ban) (failed []error) {
 }
 
 func (b fakeBans) Put(ban kernel.Ban) error {
+	if b.onPut != nil {
+		b.onPut()
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if _, ok := b.bans[ban.Prefix]; !ok && len(b.bans) >= b.room {
@@ -190,6 +195,9 @@ func (b fakeBans) Put(ban kernel.Ban) error {
 }
 
 func (b fakeBans) Delete(p netip.Prefix) bool {
+	if b.onDelete != nil {
+		b.onDelete()
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	_, ok := b.bans[p]

@@ -217,15 +217,15 @@ func (s *secure) expect(what string, answer *http.Response, text string, status 
 }
 
 // audited returns the audit log's records, after it was verified.
-func (s *secure) audited() (out []audit.Entry) {
-	s.Helper()
-	path := filepath.Join(s.dir, "audit.jsonl")
+func (d *testDaemon) audited() (out []audit.Entry) {
+	d.Helper()
+	path := filepath.Join(d.dir, "audit.jsonl")
 	if r, err := audit.Verify(path); err != nil || len(r.Problems) > 0 {
-		s.Errorf("the audit log: %v, %v", r.Problems, err)
+		d.Errorf("the audit log: %v, %v", r.Problems, err)
 	}
 	for e, err := range audit.Read(path) {
 		if err != nil {
-			s.Fatal(err)
+			d.Fatal(err)
 		}
 		out = append(out, e)
 	}

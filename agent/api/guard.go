@@ -73,8 +73,7 @@ func (d *door) serve(next http.Handler) http.Handler {
 		}
 		free, ok := d.bodies.take(r, actorKeyOf(by))
 		if !ok {
-			w.Header().Set("Retry-After", "1")
-			writeProblem(w, newProblem(http.StatusServiceUnavailable, state.CodeLimited, "there are too many large requests at once; Retry-After says when to come again"))
+			writeProblem(w, newProblem(http.StatusServiceUnavailable, state.CodeBusy, "there are too many large requests at once; Retry-After says when to come again"))
 			return
 		}
 		defer free()

@@ -65,7 +65,12 @@ func note(w http.ResponseWriter, by state.Actor, action string) {
 	}
 }
 
+// noteProblem notes a problem that is about to be answered. Where the same may be asked again, the
+// answer says when.
 func noteProblem(w http.ResponseWriter, p *Problem) {
+	if (p.Code == state.CodeBusy || p.Code == state.CodeLimited) && w.Header().Get("Retry-After") == "" {
+		w.Header().Set("Retry-After", "1")
+	}
 	if r := recorderOf(w); r != nil {
 		r.problem = p
 	}

@@ -71,6 +71,8 @@ func statusOf(c state.Code) int {
 		return http.StatusUnauthorized
 	case state.CodeLimited:
 		return http.StatusTooManyRequests
+	case state.CodeBusy:
+		return http.StatusServiceUnavailable
 	case state.CodeConflict:
 		return http.StatusConflict
 	case state.CodeNotFound:

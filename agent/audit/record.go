@@ -182,7 +182,7 @@ func kindOf(e *state.AuditEvent) (category, kind []string) {
 	switch e.Action {
 	case "ban", "allow", "add-token", "attach":
 		return category, []string{"creation"}
-	case "unban", "unallow", "remove-limit", "remove-token", "detach":
+	case "unban", "unban-origin", "unallow", "remove-limit", "remove-token", "detach":
 		return category, []string{"deletion"}
 	}
 	return category, []string{"change"}

@@ -17,6 +17,7 @@ const (
 	CodeForbidden    Code = "forbidden"    // understood, and not for this caller to ask
 	CodeUnauthorized Code = "unauthorized" // nobody knows who asks
 	CodeLimited      Code = "limited"      // too much, or too often; later it may work
+	CodeBusy         Code = "busy"         // too much of its kind at once; in a moment it may work
 	CodeConflict     Code = "conflict"     // it contradicts something that is there
 	CodeNotFound     Code = "not_found"    // there is no such thing
 	CodeFull         Code = "full"         // no room: a size that is a setting is used up
@@ -26,7 +27,7 @@ const (
 
 // Error says what was wrong with which value, and where it can, what to do.
 type Error struct {
-	Code   Code   `json:"code" enum:"invalid,refused,protected,forbidden,unauthorized,limited,conflict,not_found,full,storage,kernel" doc:"Of what kind the refusal is"`
+	Code   Code   `json:"code" enum:"invalid,refused,protected,forbidden,unauthorized,limited,busy,conflict,not_found,full,storage,kernel" doc:"Of what kind the refusal is"`
 	Field  string `json:"field,omitempty" doc:"The field it is about"`
 	Value  string `json:"value,omitempty" doc:"The value that was given"`
 	Detail string `json:"detail" doc:"What is wrong with it, and what to do"`

@@ -344,19 +344,23 @@ func (s *Store) Prefixes() (ipv4, ipv6 int) {
 	return ipv4, ipv6
 }
 
-// ByOrigin returns the prefixes on which an origin has a claim.
-func (s *Store) ByOrigin(o Origin) []netip.Prefix {
+// ByOriginFrom appends some of the prefixes on which an origin has a claim, from a place on, and returns
+// the next place, or 0 after the last. The first place is 1. Changes may come in between: a claim that
+// is made meanwhile may be among them or not.
+func (s *Store) ByOriginFrom(o Origin, place uint32, prefixes []netip.Prefix) (some []netip.Prefix, next uint32) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	list, ok := s.numbers[o]
 	if !ok {
-		return nil
+		return prefixes, 0
 	}
-	var out []netip.Prefix
-	for _, r := range s.all(1, s.used) {
+	for _, r := range s.all(place, place+chunk) {
 		if r.list == list {
-			out = append(out, r.key().prefix())
+			prefixes = append(prefixes, r.key().prefix())
 		}
 	}
-	return out
+	if place+chunk >= s.used {
+		return prefixes, 0
+	}
+	return prefixes, place + chunk
 }

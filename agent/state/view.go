@@ -27,7 +27,7 @@ type BanItem struct {
 
 // UnbanRequest takes claims back.
 type UnbanRequest struct {
-	Prefixes []string `json:"prefixes,omitempty" maxItems:"10000" doc:"Absent: every prefix on which the origin has a claim"`
+	Prefixes []string `json:"prefixes,omitempty" maxItems:"10000" doc:"Absent: every prefix on which the origin has a claim; the answer then only counts them. It is done in parts, and one such call at a time"`
 	Origin   Origin   `json:"origin,omitempty" maxLength:"80" doc:"Whose claims; by default api"`
 	All      bool     `json:"all,omitempty" doc:"The claims of all origins"`
 }

@@ -194,6 +194,9 @@ func (a *app) inBatches(prefixes []netip.Prefix, send func(*client.Client, []net
 		if answer.Trial != nil {
 			onTrial, whole.Trial = append(onTrial, answer.Trial), answer.Trial
 		}
+		if part == nil {
+			counts[state.StatusRemoved] = answer.Done // that is all that is told
+		}
 		for _, r := range answer.Bans {
 			counts[r.Status]++
 			if r.Error != nil {

@@ -97,7 +97,7 @@ func ofCode(c state.Code) int {
 		return exitRefused
 	case state.CodeNotFound:
 		return exitNotFound
-	case state.CodeConflict, state.CodeFull, state.CodeUnauthorized, state.CodeLimited, state.CodeStorage, state.CodeKernel:
+	case state.CodeConflict, state.CodeFull, state.CodeUnauthorized, state.CodeLimited, state.CodeBusy, state.CodeStorage, state.CodeKernel:
 		return exitFailed
 	}
 	return exitFailed
