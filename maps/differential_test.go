@@ -341,7 +341,7 @@ type bounds struct {
 	always   bool // banned by one that enforces, before and after every change
 	never    bool // never banned, nor monitored
 	mayDrop  bool
-	lists    [2]map[int]bool // of its bans, at any time: those that enforce, those that monitor
+	lists    [2]map[int]bool // of its bans, ended or not: those that enforce, those that monitor
 	switches int             // changes of what bans it
 }
 
@@ -555,7 +555,8 @@ func across(addr netip.Addr, states []model, now uint64) *bounds {
 		d.always = d.always && a.banned
 		d.mayDrop = d.mayDrop || a.banned
 		d.never = d.never && len(a.covers) == 0
-		for _, ban := range a.covers {
+		// Of one that has ended, too: what replaces it in its slot may be counted to its list at first.
+		for _, ban := range m.ask(addr, 0).covers {
 			monitor := 0
 			if ban.Monitor {
 				monitor = 1
