@@ -108,7 +108,7 @@ func start(ctx context.Context, o *Options) (_ *engine, _ *metrics.Server, err e
 		}
 	}
 	e := &engine{version: o.Version, started: time.Now().UTC(), level: &slog.LevelVar{}, log: o.Log, clock: o.Clock,
-		file: o.File, overlay: o.Overlay, record: metrics.NewRecord(), events: events.New(), trials: trials{wake: make(chan struct{}, 1)}, troubles: map[string]string{}}
+		checking: make(chan struct{}, 1), file: o.File, overlay: o.Overlay, record: metrics.NewRecord(), events: events.New(), trials: trials{wake: make(chan struct{}, 1)}, troubles: map[string]string{}}
 	if e.clock == nil {
 		e.clock = state.SystemClock{}
 	}

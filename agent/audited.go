@@ -99,7 +99,10 @@ func (b *bulk) audited(outcomes []state.Outcome) {
 	for i := range outcomes {
 		p, o := &b.proposals[i], &outcomes[i]
 		said := state.AuditBans{Status: o.Status, Origin: p.Origin, Reason: p.Reason}
-		if p.For > 0 {
+		switch {
+		case p.Until > 0:
+			said.Expires = b.wall(p.Until).Format(time.RFC3339)
+		case p.For > 0:
 			said.Expires = b.clock.Now().Add(p.For).UTC().Format(time.RFC3339)
 		}
 		if o.Error != nil {

@@ -52,7 +52,11 @@ func (e *engine) proposal(by state.Actor, item state.BanItem, force bool) (state
 			return p, &state.Error{Code: state.CodeInvalid, Field: "for", Value: item.For, Detail: "is no time at all; leave it out for a ban without an end"}
 		}
 	case !item.Expires.IsZero():
-		if p.For = item.Expires.Sub(e.clock.Now()); p.For <= 0 {
+		// A bulk may be read for long before this is committed, and many lines share it.
+		now, wall := e.clock.Monotonic(), e.clock.Now()
+		if p.For = item.Expires.Sub(wall); p.For > 0 {
+			p.Until = now + uint64(p.For)
+		} else {
 			return p, &state.Error{Code: state.CodeInvalid, Field: "expires", Value: item.Expires.Format(time.RFC3339), Detail: "has passed"}
 		}
 	}

@@ -21,6 +21,7 @@ const bulkMemory = 100_000
 // What is kept of a bulk that is taken whole or not at all.
 const (
 	maxWhole = 2 << 20 // lines
+	maxFar   = 1 << 18 // lines of who asks from another host
 	maxKinds = 1 << 14 // different things that they say beside their prefixes
 )
 
@@ -40,8 +41,6 @@ func (e *engine) BanBulk(by state.Actor, r state.BulkRequest, lines state.BulkLi
 		}
 		return out, err
 	}
-	e.bulk.Lock() // one at a time: they stay in memory until the last line is known
-	defer e.bulk.Unlock()
 	if err := b.read(lines, b.judge); err != nil {
 		return out, err
 	}
@@ -49,6 +48,8 @@ func (e *engine) BanBulk(by state.Actor, r state.BulkRequest, lines state.BulkLi
 		out.Nothing = true
 		return out, nil
 	}
+	e.bulk.Lock() // one at a time; not while it is read, which takes as long as its sender likes
+	defer e.bulk.Unlock()
 	return out, b.commitWhole()
 }
 
@@ -209,6 +210,10 @@ func (b *bulk) commit() error {
 func (b *bulk) judge() error {
 	out := b.outcomes[:len(b.proposals)]
 	b.state.Judge(b.proposals, out)
+	most := maxWhole
+	if b.by.Address.IsValid() {
+		most = maxFar
+	}
 	for i := range out {
 		if out[i].Status == state.StatusRefused {
 			b.answer.Refuse(b.lines[i], state.PrefixString(out[i].Prefix), out[i].Error)
@@ -219,8 +224,8 @@ func (b *bulk) judge() error {
 		if n := len(b.kinds); n == 0 || b.kinds[n-1] != p {
 			b.kinds = append(b.kinds, p)
 		}
-		if len(b.kept) >= maxWhole || len(b.kinds) > maxKinds {
-			return &state.Error{Code: state.CodeInvalid, Field: "whole", Detail: fmt.Sprintf("takes %d lines at most, which say at most %d things beside their prefixes; leave it out, or send less at once", maxWhole, maxKinds)}
+		if len(b.kept) >= most || len(b.kinds) > maxKinds {
+			return &state.Error{Code: state.CodeInvalid, Field: "whole", Detail: fmt.Sprintf("takes %d lines at most, which say at most %d things beside their prefixes; leave it out, or send less at once", most, maxKinds)}
 		}
 		b.kept = append(b.kept, keptLine{out[i].Prefix, uint32(len(b.kinds) - 1), uint32(b.lines[i])})
 	}

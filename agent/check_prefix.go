@@ -1,20 +1,25 @@
 package agent
 
 import (
+	"context"
 	"net/netip"
 
 	"github.com/levee-xdp/levee/agent/state"
 )
 
 // CheckPrefix tells everything that concerns a prefix. It reads all claims, so one is made at a time.
-func (e *engine) CheckPrefix(p netip.Prefix) (state.PrefixCheck, error) {
+func (e *engine) CheckPrefix(ctx context.Context, p netip.Prefix) (state.PrefixCheck, error) {
 	interfaces, err := e.shielded()
 	if err != nil {
 		return state.PrefixCheck{}, err
 	}
-	e.checking.Lock()
+	select {
+	case e.checking <- struct{}{}:
+	case <-ctx.Done():
+		return state.PrefixCheck{}, ctx.Err()
+	}
 	around := e.state.Around(p, state.MostContained)
-	e.checking.Unlock()
+	<-e.checking
 	c := state.PrefixCheck{Prefix: p, Claims: notNil(around.Claims), Containing: notNil(around.Containing),
 		Contained: notNil(around.Contained), Total: around.Total, Allows: notNil(around.Allows), Interfaces: interfaces}
 	c.Verdict, c.Words = e.prefixVerdict(&around, interfaces)

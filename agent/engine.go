@@ -40,10 +40,10 @@ type engine struct {
 	ready      atomic.Bool
 
 	trials    trials
-	checking  sync.Mutex // held by a check of a prefix
-	bulk      sync.Mutex // held by a bulk that is done whole
-	unbanning sync.Mutex // held while all claims of an origin are taken back
-	settings  sync.Mutex // held while limits, allows, interfaces or the configuration change
+	checking  chan struct{} // full while a prefix is checked
+	bulk      sync.Mutex    // held while a bulk that is taken whole is committed
+	unbanning sync.Mutex    // held while all claims of an origin are taken back
+	settings  sync.Mutex    // held while limits, allows, interfaces or the configuration change
 
 	mu       sync.Mutex        // guards what follows
 	lasting  []string          // problems for as long as the daemon runs

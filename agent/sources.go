@@ -55,6 +55,9 @@ func earlier(before map[sourceKey]*maps.Source, s *maps.Source, since uint64) *m
 
 var orders = map[state.Order]maps.Order{state.ByPackets: maps.ByPackets, state.ByBytes: maps.ByBytes, state.ByDropped: maps.ByDropped}
 
+// widest is how many sources are read at most to find the first by their rates.
+const widest = 16_384
+
 // Sources lists the first sources of an order. Where rates are measured, the order is that of the
 // rates: what was counted long ago is nobody's concern.
 func (e *engine) Sources(ctx context.Context, by state.Order, n int, d time.Duration) (state.SourceList, error) {
@@ -65,7 +68,7 @@ func (e *engine) Sources(ctx context.Context, by state.Order, n int, d time.Dura
 	list := state.SourceList{By: by, Capacity: e.tables.Sources.Capacity(), Sampled: state.Duration(d)}
 	wide := n
 	if d > 0 {
-		wide = max(8*n, 8192) // so that a source which has just begun is among them
+		wide = max(n, min(max(8*n, 8192), widest)) // so that a source which has just begun is among them
 	}
 	since, start := e.clock.Monotonic(), time.Now()
 	var before map[sourceKey]*maps.Source

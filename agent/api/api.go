@@ -24,7 +24,7 @@ type Backend interface {
 	Bans(f state.Filter) (state.BanPage, error)
 	AllBans(origin state.Origin) iter.Seq[state.Claim]
 	Check(addr netip.Addr) (state.Check, error)
-	CheckPrefix(p netip.Prefix) (state.PrefixCheck, error)
+	CheckPrefix(ctx context.Context, p netip.Prefix) (state.PrefixCheck, error)
 
 	Allow(by state.Actor, r state.AllowRequest) (state.AllowResponse, error)
 	Unallow(by state.Actor, r state.UnallowRequest) (state.AllowResponse, error)
@@ -85,7 +85,7 @@ func Handler(c Config) http.Handler {
 	config.Components.Schemas.RegisterTypeAlias(reflect.TypeFor[state.Threshold](), reflect.TypeFor[thresholdSchema]())
 	config.Components.SecuritySchemes = securitySchemes()
 	api := humago.New(mux, config)
-	api.UseMiddleware(scoped)
+	api.UseMiddleware(scoped, weighed)
 	b := backend{c.Backend}
 
 	b.bans(api)
@@ -147,7 +147,7 @@ func (b backend) bans(api huma.API) {
 		}) (*response, error) {
 			return reply(b.Unban(actorOf(ctx), state.UnbanRequest{Prefixes: []string{in.Prefix}, Origin: in.Origin, All: in.All}))
 		})
-	huma.Register(api, operation(state.ScopeRead, http.MethodGet, "/v1/bans", "bans", "List claims, the newest first"),
+	huma.Register(api, heavy(operation(state.ScopeRead, http.MethodGet, "/v1/bans", "bans", "List claims, the newest first"), scan),
 		func(_ context.Context, in *struct {
 			Origin state.Origin `query:"origin" maxLength:"80"`
 			Within string       `query:"within" maxLength:"80" doc:"Only on prefixes within this one"`
@@ -175,15 +175,15 @@ func (b backend) bans(api huma.API) {
 			}
 			return reply1(b.Check(addr))
 		})
-	huma.Register(api, operation(state.ScopeRead, http.MethodGet, "/v1/check", "check-prefix", "Everything that concerns a prefix, and whether all of it is banned"),
-		func(_ context.Context, in *struct {
+	huma.Register(api, heavy(operation(state.ScopeRead, http.MethodGet, "/v1/check", "check-prefix", "Everything that concerns a prefix, and whether all of it is banned"), scan),
+		func(ctx context.Context, in *struct {
 			Prefix string `query:"prefix" required:"true" maxLength:"80"`
 		}) (*answer[state.PrefixCheck], error) {
 			p, err := state.ParsePrefix(in.Prefix)
 			if err != nil {
 				return nil, problemOf(err)
 			}
-			return reply1(b.CheckPrefix(p))
+			return reply1(b.CheckPrefix(ctx, p))
 		})
 }
 
@@ -244,12 +244,12 @@ type LimitName struct {
 }
 
 func (b backend) limits(api huma.API) {
-	huma.Register(api, operation(state.ScopeRead, http.MethodGet, "/v1/limits", "limits", "List the limits, and what they have done"),
+	huma.Register(api, heavy(operation(state.ScopeRead, http.MethodGet, "/v1/limits", "limits", "List the limits, and what they have done"), scan),
 		func(context.Context, *none) (*answer[state.LimitList], error) {
 			l, err := b.Limits()
 			return reply1(state.LimitList{Limits: orEmpty(l)}, err)
 		})
-	huma.Register(api, operation(state.ScopeRead, http.MethodGet, "/v1/limits/{name}", "limit", "One limit, and whom it drops most"),
+	huma.Register(api, heavy(operation(state.ScopeRead, http.MethodGet, "/v1/limits/{name}", "limit", "One limit, and whom it drops most"), scan),
 		func(_ context.Context, in *LimitName) (*answer[state.LimitView], error) {
 			return reply1(b.Limit(in.Name))
 		})
@@ -310,7 +310,7 @@ func (s Sampling) duration() (time.Duration, error) {
 }
 
 func (b backend) views(api huma.API) {
-	huma.Register(api, operation(state.ScopeRead, http.MethodGet, "/v1/sources", "sources", "The sources that send most, or are dropped most"),
+	huma.Register(api, heavy(operation(state.ScopeRead, http.MethodGet, "/v1/sources", "sources", "The sources that send most, or are dropped most"), scan),
 		func(ctx context.Context, in *struct {
 			Sampling
 			By state.Order `query:"by" enum:"packets,bytes,dropped" default:"packets"`
@@ -322,7 +322,7 @@ func (b backend) views(api huma.API) {
 			}
 			return reply1(b.Sources(ctx, in.By, in.N, d))
 		})
-	huma.Register(api, operation(state.ScopeRead, http.MethodGet, "/v1/status", "status", "What is dropped, why, and whether anybody innocent is among it"),
+	huma.Register(api, heavy(operation(state.ScopeRead, http.MethodGet, "/v1/status", "status", "What is dropped, why, and whether anybody innocent is among it"), scan),
 		func(ctx context.Context, in *struct{ Sampling }) (*answer[state.Overview], error) {
 			d, err := in.duration()
 			if err != nil {

@@ -51,7 +51,7 @@ func (s *stub) Attach(state.Actor, state.AttachRequest) (state.InterfaceView, er
 }
 func (s *stub) SetPanic(state.Actor, bool) error      { s.asked++; return s.err }
 func (s *stub) Check(netip.Addr) (state.Check, error) { return state.Check{}, s.err }
-func (s *stub) CheckPrefix(netip.Prefix) (state.PrefixCheck, error) {
+func (s *stub) CheckPrefix(context.Context, netip.Prefix) (state.PrefixCheck, error) {
 	return state.PrefixCheck{}, s.err
 }
 func (s *stub) Bans(state.Filter) (state.BanPage, error) { return state.BanPage{}, s.err }

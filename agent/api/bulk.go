@@ -24,7 +24,9 @@ import (
 const (
 	maxBulk     = 1 << 30
 	maxBulkLine = 4 << 10
-	// As long as lines come or are taken, this is how long the next may take.
+	bulkLines   = 4096
+	// This is how long the next 4096 lines may take to come, or to be taken. Those that ask for nothing do
+	// not count: who sends but empty lines is not waited for.
 	bulkPatience = 30 * time.Second
 	// And this is how long a bulk may take in all.
 	bulkTime = 10 * time.Minute
@@ -72,12 +74,19 @@ func (b backend) bulk(api huma.API) {
 		if err != nil {
 			return nil, err
 		}
+		if in.Whole {
+			free, ok := takePlace(ctx, whole)
+			if !ok {
+				return nil, busy("there are too many bulks under way that are taken whole or not at all")
+			}
+			defer free()
+		}
 		r, failed := b.BanBulk(actorOf(ctx), state.BulkRequest{Origin: in.Origin, Reason: in.Reason, For: in.For,
 			Expires: in.Expires, Monitor: in.Monitor, Force: in.Force, Whole: in.Whole}, read)
 		return replyEach(r, r.Refused, failed)
 	})
 
-	op = operation(state.ScopeRead, http.MethodGet, bulkPath, "bans-bulk", "Every claim, one a line, in no order")
+	op = heavy(operation(state.ScopeRead, http.MethodGet, bulkPath, "bans-bulk", "Every claim, one a line, in no order"), dump)
 	op.Description = "A line of application/x-ndjson is a claim as GET /v1/bans lists it. Claims that are made or end meanwhile may be among them or not."
 	op.Responses = map[string]*huma.Response{"200": {Description: "OK", Content: map[string]*huma.MediaType{jsonLines: {Schema: text}}}}
 	huma.Register(api, op, func(_ context.Context, in *struct {
@@ -128,10 +137,9 @@ func deadlines(w http.ResponseWriter) func() {
 // eachLine hands over the lines that ask for something.
 func eachLine(body io.Reader, extend func(), parse func([]byte) (state.BanItem, *state.Error), yield func(state.BulkLine) bool) error {
 	in := bufio.NewReaderSize(body, 64<<10)
+	extend()
+	asked := 0
 	for number := 1; ; number++ {
-		if number&0xFFF == 1 {
-			extend()
-		}
 		line, tooLong, err := readLine(in)
 		if err != nil && !errors.Is(err, io.EOF) {
 			return brokenOff(number, err)
@@ -146,6 +154,11 @@ func eachLine(body io.Reader, extend func(), parse func([]byte) (state.BanItem, 
 			l.Item, l.Err = parse(line)
 		}
 		asks := l.Err != nil || l.Item != (state.BanItem{})
+		if asks {
+			if asked++; asked%bulkLines == 0 {
+				extend()
+			}
+		}
 		if last := err != nil; asks && !yield(l) || last {
 			return nil //nolint:nilerr // it is the end of the body
 		}
@@ -205,7 +218,7 @@ func (b backend) writeBulk(ctx huma.Context, origin state.Origin) {
 	lines := json.NewEncoder(out)
 	n := 0
 	for claim := range b.AllBans(origin) {
-		if n++; n&0xFFF == 1 {
+		if n++; n%bulkLines == 1 {
 			extend()
 		}
 		if err := lines.Encode(&claim); err != nil {

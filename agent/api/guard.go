@@ -28,6 +28,7 @@ type door struct {
 	failures  *rates // bad credentials, by address
 	actors    *rates // requests, by token or certificate
 	bodies    *bodies
+	weights   weights
 }
 
 type connKey struct{}
@@ -73,14 +74,14 @@ func (d *door) serve(next http.Handler) http.Handler {
 		}
 		free, ok := d.bodies.take(r, actorKeyOf(by))
 		if !ok {
-			writeProblem(w, newProblem(http.StatusServiceUnavailable, state.CodeBusy, "there are too many large requests at once; Retry-After says when to come again"))
+			writeProblem(w, busy("there are too many large requests at once"))
 			return
 		}
 		defer free()
 		if r.URL.Path != bulkPath { // which is read as it comes
 			r.Body = http.MaxBytesReader(w, r.Body, maxBody+1)
 		}
-		known := r.WithContext(withActor(r.Context(), by))
+		known := r.WithContext(context.WithValue(withActor(r.Context(), by), weightsKey{}, d.weights))
 		next.ServeHTTP(w, known)
 		r.Pattern = known.Pattern // the mux tells the copy
 	})

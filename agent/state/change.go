@@ -130,7 +130,9 @@ func (c *change) propose(asked *Proposal, out *Outcome, brief bool) {
 	e := entry{key: keyOf(p.Prefix), list: list, boot: c.boot, monitor: p.Monitor,
 		created: c.wall, expires: Forever, words: words{p.Actor, p.Reason}}
 	if p.For > 0 {
-		e.expires = c.now + uint64(p.For)
+		if e.expires = p.Until; p.Until == 0 {
+			e.expires = c.now + uint64(p.For)
+		}
 	}
 	hash := c.index.hash(e.key)
 	before := c.currentHashed(e.key, hash, list)

@@ -38,6 +38,7 @@ type Proposal struct {
 	Actor   string
 	Reason  string
 	For     time.Duration // 0: until it is taken back
+	Until   uint64        // when For is over, in ns of CLOCK_MONOTONIC; 0: counted from the commit
 	Monitor bool
 	Force   bool    // also if it is wider than Widest4 or Widest6
 	Bounds  *Bounds // of who asks; nil: none

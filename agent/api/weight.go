@@ -1,0 +1,73 @@
+package api
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
+
+	"github.com/levee-xdp/levee/agent/state"
+)
+
+// metaWeight is where an operation's metadata says that it is none of the light ones.
+const metaWeight = "weight"
+
+// weight says of an operation what it takes that there is not any amount of.
+type weight int
+
+const (
+	light weight = iota
+	scan         // it reads a whole table, and may wait while it measures
+	dump         // it writes for as long as the peer reads
+	whole        // it is kept in memory until its end is known
+)
+
+// weights is the places of one door for what is not light. Each door has its own: whatever other hosts
+// ask for, there are places for those on this one.
+type weights map[weight]*places
+
+// Those on the host are few, and are all the same actor where they are root.
+func insideWeights() weights {
+	return weights{scan: newPlaces(8, 0), dump: newPlaces(4, 0), whole: newPlaces(1, 0)}
+}
+
+func outsideWeights() weights {
+	return weights{scan: newPlaces(8, 2), dump: newPlaces(4, 1), whole: newPlaces(2, 1)}
+}
+
+type weightsKey struct{}
+
+// takePlace waits for a place for what is about to be done.
+func takePlace(ctx context.Context, w weight) (free func(), ok bool) {
+	all, _ := ctx.Value(weightsKey{}).(weights)
+	return all[w].take(ctx, actorKeyOf(actorOf(ctx)))
+}
+
+// heavy marks an operation as none of the light ones.
+func heavy(op huma.Operation, w weight) huma.Operation {
+	op.Metadata[metaWeight] = w
+	return op
+}
+
+// weighed has operations that are not light wait for their place.
+func weighed(ctx huma.Context, next func(huma.Context)) {
+	w, _ := ctx.Operation().Metadata[metaWeight].(weight)
+	if w == light {
+		next(ctx)
+		return
+	}
+	free, ok := takePlace(ctx.Context(), w)
+	if !ok {
+		_, out := humago.Unwrap(ctx)
+		writeProblem(out, busy("there are too many requests of this kind under way"))
+		return
+	}
+	defer free()
+	next(ctx)
+}
+
+// busy says that something is not done now, for want of a place.
+func busy(why string) *Problem {
+	return newProblem(http.StatusServiceUnavailable, state.CodeBusy, why+"; Retry-After says when to come again")
+}

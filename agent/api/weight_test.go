@@ -1,0 +1,100 @@
+package api
+
+import (
+	"context"
+	"net/http/httptest"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/levee-xdp/levee/agent/state"
+)
+
+// slow is a backend whose readings take until they are let go of.
+type slow struct {
+	stub
+	under chan struct{} // one for each that is under way
+	hold  chan struct{}
+}
+
+func (s *slow) CheckPrefix(ctx context.Context, _ netip.Prefix) (state.PrefixCheck, error) {
+	return state.PrefixCheck{}, s.wait(ctx)
+}
+
+func (s *slow) Sources(ctx context.Context, _ state.Order, _ int, _ time.Duration) (state.SourceList, error) {
+	return state.SourceList{}, s.wait(ctx)
+}
+
+func (s *slow) wait(ctx context.Context) error {
+	s.under <- struct{}{}
+	defer func() { <-s.under }()
+	select {
+	case <-s.hold:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// What reads whole tables is under way a few times at once, and of one actor fewer; others are told to
+// come again, what is light is answered, and who goes away leaves a place.
+func TestHeavyReads(t *testing.T) {
+	s := &slow{under: make(chan struct{}, 100), hold: make(chan struct{})}
+	h := Handler(Config{Backend: s})
+	outside, inside := outsideWeights(), insideWeights()
+	outside[scan].wait, inside[scan].wait = 50*time.Millisecond, 50*time.Millisecond
+	send := func(ctx context.Context, all weights, token, path string) *httptest.ResponseRecorder {
+		w := httptest.NewRecorder()
+		by := state.Actor{Kind: state.ActorToken, ID: token, Scopes: []state.Scope{state.ScopeRead}}
+		ctx = context.WithValue(withActor(ctx, by), weightsKey{}, all)
+		h.ServeHTTP(w, httptest.NewRequest("GET", path, nil).WithContext(ctx))
+		return w
+	}
+	ctx, gone := context.WithCancel(t.Context())
+	answered := make(chan int, 100)
+	begin := func(ctx context.Context, all weights, token, path string) {
+		n := len(s.under)
+		go func() { answered <- send(ctx, all, token, path).Code }()
+		for deadline := time.Now().Add(10 * time.Second); len(s.under) == n; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("%s of %s is not under way", path, token)
+			}
+		}
+	}
+	refused := func(all weights, token, path string) {
+		t.Helper()
+		w := send(t.Context(), all, token, path)
+		if w.Code != 503 || w.Header().Get("Retry-After") != "1" || w.Header().Get("Content-Type") != "application/problem+json" {
+			t.Errorf("%s of %s: %d %s %s", path, token, w.Code, w.Header(), w.Body)
+		}
+	}
+	begin(ctx, outside, "a", "/v1/sources?sample=10s&n=10000")
+	begin(t.Context(), outside, "a", "/v1/check?prefix=0.0.0.0/0")
+	refused(outside, "a", "/v1/sources")
+	if w := send(t.Context(), outside, "a", "/v1/stats"); w.Code != 200 {
+		t.Errorf("a light one: %d %s", w.Code, w.Body)
+	}
+	for _, token := range []string{"b", "c", "d"} {
+		begin(t.Context(), outside, token, "/v1/sources")
+		begin(t.Context(), outside, token, "/v1/check?prefix=0.0.0.0/0")
+	}
+	refused(outside, "e", "/v1/sources")
+	refused(outside, "e", "/v1/status")
+	begin(t.Context(), inside, "root", "/v1/sources")
+	gone()
+	<-answered
+	begin(t.Context(), outside, "e", "/v1/sources")
+	close(s.hold)
+	for range 9 {
+		if code := <-answered; code != 200 {
+			t.Errorf("%d", code)
+		}
+	}
+	for name, all := range map[string]weights{"outside": outside, "inside": inside} {
+		for w, p := range all {
+			if len(p.all) != 0 || len(p.by) != 0 {
+				t.Errorf("%s: places of %d are still taken: %d of %d actors", name, w, len(p.all), len(p.by))
+			}
+		}
+	}
+}
