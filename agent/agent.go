@@ -89,7 +89,7 @@ func Run(ctx context.Context, o Options) (err error) {
 
 func (e *engine) apiServer() *api.Server {
 	c := e.config.Load().API
-	served := api.Config{Socket: c.Socket, Group: c.Group, Version: e.version, Backend: telling{audited{e}}, Audit: e.audit, Observe: e.record.Request, Known: e.finder.Client, Log: e.log}
+	served := api.Config{Socket: c.Socket, Group: c.Group, Version: e.version, Backend: telling{audited{e}}, Audit: e.audit, Observe: e.record.Request, Known: e.known, Log: e.log}
 	if t := c.TCP; t.Listen != "" {
 		served.TCP = &api.TCP{Listen: t.Listen, Certificate: t.Certificate, Key: t.Key, ClientCA: t.ClientCA, Clients: clients(t.Clients),
 			Hosts: t.Hosts, Connections: int(t.Connections), PerAddress: int(t.EachAddress),

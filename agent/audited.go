@@ -334,7 +334,10 @@ func (a audited) RotateToken(by state.Actor, name string, r state.TokenRotation)
 // RemoveToken revokes a token.
 func (a audited) RemoveToken(by state.Actor, name string) (err error) {
 	if err = a.recordable(); err == nil {
-		err = a.state.RemoveToken(name)
+		var id string
+		if id, err = a.state.RemoveToken(name); err == nil {
+			a.finder.Forget(credentials(state.ActorToken, id))
+		}
 	}
 	a.record(by, "remove-token", name, nil, err)
 	return err

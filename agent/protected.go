@@ -32,6 +32,18 @@ func (e *engine) protect(entries []state.Allow) error {
 	})
 }
 
+// known protects where somebody is who may change something here: whoever bans must not lock out those
+// who could take it back.
+func (e *engine) known(by state.Actor) {
+	e.finder.Client(by.Address.Addr(), credentials(by.Kind, by.ID))
+	if by.Kind == state.ActorToken && !e.state.HasToken(by.ID) {
+		e.finder.Forget(credentials(by.Kind, by.ID)) // it was revoked meanwhile
+	}
+}
+
+// credentials names a token or a certificate among all.
+func credentials(kind state.ActorKind, id string) string { return string(kind) + ":" + id }
+
 // viaProxy refuses a ban of a client that only a proxy sees: packets carry the proxy's address, so it
 // would do nothing here, and if nobody trusts the proxy, its word for the client may be forged.
 func (e *engine) viaProxy(client netip.Prefix, via string) *state.Error {

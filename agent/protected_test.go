@@ -65,6 +65,40 @@ func TestProtected(t *testing.T) {
 	}
 }
 
+// Who may change something and asks from another host is protected, until the token is revoked; also where
+// the last request comes to its end after that.
+func TestProtectedClients(t *testing.T) {
+	k := newFakeKernel()
+	e := onFake(t, k, nil)
+	a := telling{audited{e}}
+	token, err := a.AddToken(state.Operator("root"), state.TokenRequest{Name: "gateway", Scopes: []state.Scope{state.ScopeBan}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	by, err := e.Authenticate(token.Secret, netip.MustParseAddr("192.0.2.77"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	by.Address = netip.MustParseAddrPort("192.0.2.77:4711")
+	allowed := func(want string) {
+		t.Helper()
+		if err := e.finder.Refresh(); err != nil {
+			t.Fatal(err)
+		}
+		if got := k.allowed(); got != want {
+			t.Errorf("protected: %q, want %q", got, want)
+		}
+	}
+	e.known(by)
+	allowed("192.0.2.77/32")
+	if err := a.RemoveToken(state.Operator("root"), "gateway"); err != nil {
+		t.Fatal(err)
+	}
+	allowed("")
+	e.known(by)
+	allowed("")
+}
+
 // What comes by way of a proxy is not banned where it would do nothing.
 func TestProxies(t *testing.T) {
 	d := newDaemon(t, newFakeKernel(), "trusted_proxies: [203.0.113.0/24]\n")

@@ -188,6 +188,38 @@ func FuzzStrictJSON(f *testing.F) {
 	})
 }
 
+// Known are those on other hosts who may change something, by what they may ask for: not who only reads,
+// who asks in vain, or who is on this host.
+func TestKnown(t *testing.T) {
+	var known []string
+	h := Handler(Config{Backend: &stub{}, Known: func(a state.Actor) { known = append(known, a.ID) }})
+	far := netip.MustParseAddrPort("192.0.2.77:4711")
+	by := func(id string, from netip.AddrPort, scopes ...state.Scope) state.Actor {
+		return state.Actor{Kind: state.ActorToken, ID: id, Address: from, Scopes: scopes}
+	}
+	const body = `{"bans":[{"prefix":"192.0.2.1"}]}`
+	for _, r := range []struct {
+		by                 state.Actor
+		method, path, body string
+		code               int
+	}{
+		{by("reader", far, state.ScopeRead), "GET", "/v1/stats", "", 200},
+		{by("reader", far, state.ScopeRead), "POST", "/v1/bans", body, 403},
+		{by("in vain", far, state.ScopeBan), "PUT", "/v1/panic", `{"on":true}`, 403},
+		{by("nowhere", far, state.ScopeBan), "GET", "/nothing", "", 404},
+		{by("here", netip.AddrPort{}, state.ScopeAdmin), "POST", "/v1/bans", body, 200},
+		{by("banner", far, state.ScopeBan), "POST", "/v1/bans", body, 200},
+		{by("admin", far, state.ScopeAdmin), "GET", "/v1/stats", "", 200},
+	} {
+		if w := askAs(h, r.by, r.method, r.path, r.body); w.Code != r.code {
+			t.Errorf("%s: %s %s: %d %s", r.by.ID, r.method, r.path, w.Code, w.Body)
+		}
+	}
+	if got := strings.Join(known, " "); got != "banner admin" {
+		t.Errorf("known: %s", got)
+	}
+}
+
 // Every operation says which scope it takes, and no actor without it gets any further.
 func TestScopes(t *testing.T) {
 	s := &stub{}

@@ -127,9 +127,6 @@ func (d *door) admit(w http.ResponseWriter, r *http.Request) (by state.Actor, p 
 		if wait := d.actors.allow(string(known.Kind) + ":" + known.ID); wait > 0 {
 			return known, tooOften(w, wait, "there are too many requests with your credentials")
 		}
-		if d.config.Known != nil && d.tcp != nil {
-			d.config.Known(known.Address.Addr())
-		}
 	}
 	return known, nil
 }

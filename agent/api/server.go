@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"time"
 
@@ -47,7 +46,7 @@ type Config struct {
 	Version string
 	Backend Backend
 	Audit   Audit                        // told of refusals; may be nil
-	Known   func(netip.Addr)             // told where somebody is who has proved from another host who it is; may be nil
+	Known   func(state.Actor)            // told of who asks from another host for what it may, and may change something; may be nil
 	Observe func(route string, code int) // told of every answer; may be nil
 	Log     *slog.Logger
 }

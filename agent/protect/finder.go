@@ -73,7 +73,7 @@ type Finder struct {
 	kinds   Kinds
 	last    map[string][]Found // by kind, of the last time that it could be found
 	ssh     peers
-	clients peers
+	clients clients
 	problem string
 }
 
@@ -96,7 +96,7 @@ func New(c Config) *Finder {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Finder{Config: c, kinds: c.Kinds, wake: make(chan struct{}, 1), last: map[string][]Found{}, ssh: peers{}, clients: peers{}}
+	return &Finder{Config: c, kinds: c.Kinds, wake: make(chan struct{}, 1), last: map[string][]Found{}, ssh: peers{}, clients: clients{}}
 }
 
 // String names the task.
@@ -116,40 +116,39 @@ func (f *Finder) Problem() string {
 	return f.problem
 }
 
-// Client notes that somebody at an address has proved to the API who he is. It does not wait.
-func (f *Finder) Client(addr netip.Addr) {
-	addr = addr.Unmap().WithZone("")
-	if !addr.IsValid() || addr.IsLoopback() {
-		return
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	p := netip.PrefixFrom(addr, addr.BitLen())
-	_, known := f.clients[p]
-	f.clients.see(p, "a client of this daemon's API", f.Clock.Monotonic())
-	if !known && f.kinds.API {
-		select {
-		case f.wake <- struct{}{}:
-		default:
-		}
-	}
-}
-
-// Run looks at the system in its interval, and when a client is new, until the context ends.
+// Run looks at the system in its interval, and when a client is new, though not for each of many, until
+// the context ends.
 func (f *Finder) Run(ctx context.Context) error {
 	ticker := time.NewTicker(f.Interval)
 	defer ticker.Stop()
+	var woken time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
 		case <-f.wake:
+			if !f.rest(ctx, woken) {
+				return nil
+			}
+			woken = time.Now()
 		}
 		before := f.Problem()
 		if err := f.Refresh(); err != nil && err.Error() != before {
 			f.Log.Error("protected addresses could not all be found; those known before stay protected", "error", err)
 		}
+	}
+}
+
+// rest waits until it is time to look for a new client again; false: the context has ended.
+func (f *Finder) rest(ctx context.Context, woken time.Time) bool {
+	timer := time.NewTimer(time.Until(woken.Add(wakeEvery)))
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
 	}
 }
 

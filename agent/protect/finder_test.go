@@ -58,6 +58,7 @@ type sink struct {
 	mu      sync.Mutex
 	entries []state.Allow
 	fail    error
+	times   int
 	told    chan struct{}
 }
 
@@ -65,6 +66,7 @@ func (s *sink) protect(entries []state.Allow) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.entries = entries
+	s.times++
 	select {
 	case s.told <- struct{}{}:
 	default:
@@ -135,10 +137,10 @@ func TestRefresh(t *testing.T) {
 	_ = f.Refresh()
 	want("later", "192.0.2.254: gateway; 192.0.2.53: resolver")
 
-	f.Client(netip.MustParseAddr("::ffff:203.0.113.5"))
-	f.Client(netip.MustParseAddr("fe80::1%eth0"))
-	f.Client(netip.MustParseAddr("127.0.0.1"))
-	f.Client(netip.Addr{})
+	f.Client(netip.MustParseAddr("::ffff:203.0.113.5"), "a")
+	f.Client(netip.MustParseAddr("fe80::1%eth0"), "b")
+	f.Client(netip.MustParseAddr("127.0.0.1"), "a")
+	f.Client(netip.Addr{}, "a")
 	f.Set(Kinds{API: true})
 	_ = f.Refresh()
 	want("clients alone", "203.0.113.5: a client of this daemon's API; fe80::1: a client of this daemon's API")
@@ -157,7 +159,7 @@ func TestManyClients(t *testing.T) {
 	f, _, s, c := newFinder(Kinds{API: true})
 	for i := range 3 * maxPeers {
 		c.advance(1)
-		f.Client(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}))
+		f.Client(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), fmt.Sprint(i))
 	}
 	_ = f.Refresh()
 	if n := len(s.entries) - len(always); n != maxPeers {
@@ -168,13 +170,74 @@ func TestManyClients(t *testing.T) {
 	}
 }
 
+// Whoever holds one credential protects few addresses with it, and pushes out nobody else's; one that is
+// revoked protects none.
+func TestClientsOfActor(t *testing.T) {
+	f, _, s, c := newFinder(Kinds{API: true})
+	f.Client(netip.MustParseAddr("198.51.100.1"), "good")
+	f.Client(netip.MustParseAddr("10.0.0.255"), "good")
+	for i := range 3 * maxPeers {
+		c.advance(1)
+		f.Client(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), "evil")
+	}
+	_ = f.Refresh()
+	if n := len(s.entries) - len(always); n != maxOfActor+2 {
+		t.Errorf("%d clients, want %d", n, maxOfActor+2)
+	}
+	f.Client(netip.MustParseAddr("10.0.0.255"), "evil")
+	f.Forget("evil")
+	_ = f.Refresh()
+	if got := s.show(); got != "10.0.0.255: a client of this daemon's API; 198.51.100.1: a client of this daemon's API" {
+		t.Error(got)
+	}
+	// Nor do many: of those who have many, one gives way.
+	for actor := range maxPeers / maxOfActor {
+		for i := range maxOfActor {
+			c.advance(1)
+			f.Client(netip.AddrFrom4([4]byte{10, 1, byte(actor), byte(i)}), fmt.Sprint("evil", actor))
+		}
+	}
+	_ = f.Refresh()
+	if got := s.show(); len(s.entries) != len(always)+maxPeers || !strings.Contains(got, "198.51.100.1:") || !strings.Contains(got, "10.0.0.255:") {
+		t.Errorf("%d clients, or one of who has few is not among them", len(s.entries)-len(always))
+	}
+}
+
+// However many clients are new, the system is not looked at for each.
+func TestWake(t *testing.T) {
+	f, _, s, _ := newFinder(all)
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- f.Run(ctx) }()
+	for i := range 1000 {
+		f.Client(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), fmt.Sprint(i))
+		if i%100 == 0 {
+			time.Sleep(time.Millisecond) // it gets to look
+		}
+	}
+	for end := time.Now().Add(30 * time.Second); !strings.Contains(s.show(), "10.0.3.231:"); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the last is not protected")
+		}
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.times > 3 {
+		t.Errorf("the system was looked at %d times", s.times)
+	}
+}
+
 // A new client is protected without waiting for the interval.
 func TestRun(t *testing.T) {
 	f, _, s, _ := newFinder(all)
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- f.Run(ctx) }()
-	f.Client(netip.MustParseAddr("203.0.113.5"))
+	f.Client(netip.MustParseAddr("203.0.113.5"), "a")
 	select {
 	case <-s.told:
 	case <-time.After(30 * time.Second):

@@ -174,16 +174,27 @@ func (s *Store) RotateToken(name string, r TokenRotation) (TokenSecret, error) {
 	return TokenSecret{token, tokenPrefix + token.ID + "_" + secret}, nil
 }
 
-// RemoveToken revokes a token: from now on nobody is known by it. What it banned stands.
-func (s *Store) RemoveToken(name string) error {
-	return s.changeTokens(func(next map[string]savedToken) *Error {
+// RemoveToken revokes a token, and returns its id: from now on nobody is known by it. What it banned
+// stands.
+func (s *Store) RemoveToken(name string) (id string, err error) {
+	err = s.changeTokens(func(next map[string]savedToken) *Error {
 		t, ok := s.tokens.named(name)
 		if !ok {
 			return noToken(name)
 		}
 		delete(next, t.ID)
+		id = t.ID
 		return nil
 	})
+	return id, err
+}
+
+// HasToken tells whether there is a token of an id.
+func (s *Store) HasToken(id string) bool {
+	s.tokens.mu.RLock()
+	defer s.tokens.mu.RUnlock()
+	_, ok := s.tokens.by[id]
+	return ok
 }
 
 func noToken(name string) *Error {

@@ -115,13 +115,13 @@ func TestTokenRotation(t *testing.T) {
 	if err != nil || h.good(second.Secret) == "token:gateway" || h.good(third.Secret) != "token:gateway" || third.Expires.Sub(h.clock.Now()) != 24*time.Hour {
 		t.Errorf("%+v, %v", third, err)
 	}
-	if err := h.RemoveToken("gateway"); err != nil {
+	if _, err := h.RemoveToken("gateway"); err != nil {
 		t.Fatal(err)
 	}
 	if got := h.good(third.Secret); got != "there is no such token, or it was revoked" {
 		t.Error(got)
 	}
-	if err := h.RemoveToken("gateway"); AsError(err, "").Code != CodeNotFound {
+	if _, err := h.RemoveToken("gateway"); AsError(err, "").Code != CodeNotFound {
 		t.Error(err)
 	}
 	if _, err := h.RotateToken("gateway", TokenRotation{}); AsError(err, "").Code != CodeNotFound {
