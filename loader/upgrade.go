@@ -33,9 +33,7 @@ func (s *Set) Upgrade() ([]Attachment, error) {
 	if err != nil {
 		return nil, errors.Join(err, s.pins.prunePrograms())
 	}
-	if err := errors.Join(s.pins.prune(), s.pins.prunePrograms()); err != nil {
-		return nil, fmt.Errorf("remove what is no longer used: %w", err)
-	}
+	s.tidy()
 
 	all, err := s.attachments()
 	if err != nil {
@@ -50,6 +48,15 @@ func (s *Set) Upgrade() ([]Attachment, error) {
 		}
 	}
 	return changed, nil
+}
+
+// tidy removes what is no longer used. If that fails, Watch tries again: the shield is none the worse for
+// it.
+func (s *Set) tidy() {
+	err := errors.Join(s.pins.prune(), s.pins.prunePrograms())
+	if s.litter = err != nil; s.litter {
+		s.log.Warn("what is no longer used could not all be removed; that is tried again", "error", err)
+	}
 }
 
 // replace is the critical section: between its first and its last step the pinned set and the
@@ -147,7 +154,7 @@ func (s *Set) update(c *change) error {
 // carryPanic hands the panic switch of the pinned set on to the one that replaces it, should it have
 // been thrown since.
 func (s *Set) carryPanic() error {
-	on, err := panicOf(s.pins.set())
+	on, err := panicOf(s.before)
 	if err != nil || !on {
 		return err
 	}

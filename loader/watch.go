@@ -101,6 +101,9 @@ func (s *Set) reconcile(now time.Time) {
 	if s.maps == nil {
 		return // closed
 	}
+	if s.litter {
+		s.tidy()
+	}
 	live, table, err := s.settle()
 	if err != nil {
 		s.log.Error("look after interfaces", "error", err)

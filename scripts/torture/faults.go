@@ -143,6 +143,26 @@ func (g *rig) fault(ctx context.Context, l *life, s site, errno syscall.Errno, t
 	return g.recover(ctx, when)
 }
 
+// add adds what another run found.
+func (r *faultsResult) add(o faultsResult) {
+	r.Sites += o.Sites
+	r.Faults += o.Faults
+	r.NotMet += o.NotMet
+	r.Refused += o.Refused
+	r.Ended += o.Ended
+	r.Mute += o.Mute
+	r.Unnoticed += o.Unnoticed
+	for name, n := range o.ByError {
+		r.ByError[name] += n
+	}
+	r.Silent = append(r.Silent, o.Silent...)
+	r.Checks += o.Checks
+	r.Flood.Banned.add(o.Flood.Banned)
+	r.Flood.Clean.add(o.Flood.Clean)
+	r.Took += o.Took
+	r.Wrong = append(r.Wrong, o.Wrong...)
+}
+
 func (r faultsResult) complaints() []string { return r.Wrong }
 
 func (r faultsResult) text() string {

@@ -20,6 +20,12 @@ type tally struct {
 	Passed  uint64 // were counted behind the shield
 }
 
+func (t *tally) add(o tally) {
+	t.Sent += o.Sent
+	t.Dropped += o.Dropped
+	t.Passed += o.Passed
+}
+
 // arrived is how many frames the shield has judged.
 func (t tally) arrived() uint64 { return t.Sent - t.Dropped }
 
@@ -155,9 +161,7 @@ func (f *flood) outcome(tallies map[netip.Addr]tally) (o outcome, err error) {
 	var wrong []string
 	add := func(to *tally, source netip.Addr) tally {
 		t := tallies[source]
-		to.Sent += t.Sent
-		to.Dropped += t.Dropped
-		to.Passed += t.Passed
+		to.add(t)
 		return t
 	}
 	for _, source := range bannedSources {

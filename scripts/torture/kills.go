@@ -140,8 +140,19 @@ func (t *torture) examineLive(ctx context.Context, when string, d *daemon, f *fl
 	}
 	t.complain(when, wrong...)
 	t.checks += 2 * workers * prefixesEach
-	if wrong, err = t.standing(); err != nil {
-		return err
+	// What could not be removed is tried again after a while.
+	for range 24 {
+		if wrong, err = t.standing(); err != nil {
+			return err
+		}
+		if len(wrong) == 0 {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(500 * time.Millisecond):
+		}
 	}
 	t.complain(when, wrong...)
 	if err := t.examineDescriptors(when, d); err != nil {

@@ -63,6 +63,9 @@ anything that it promised was broken. Needs root; touches nothing outside of its
 	upgradeCount := flags.Int("upgrades", 1000, "how often to upgrade it in place")
 	most := flags.Int("most", 0, "how many sites at most, for sites and faults; 0 for all")
 	where := flags.String("where", "", "a `pattern` that sites must match, for sites and faults")
+	var part share
+	flags.Var(&part, "share", "the `share` of the sites, as 2/6, for sites and faults; all if empty")
+	sum := flags.String("sum", "", "the `file` in which shares of the faults add up; what is reported is the sum")
 	seed := flags.Uint64("seed", uint64(time.Now().UnixNano()), "what chance begins with")
 	docs := flags.String("docs", "", "the `document` to put the report into")
 	if err := flags.Parse(args); err != nil {
@@ -76,7 +79,7 @@ anything that it promised was broken. Needs root; touches nothing outside of its
 		fmt.Fprintln(stderr, "torture:", err)
 		return exitUsage
 	}
-	which := selection{most: *most, pattern: pattern}
+	which := selection{most: *most, pattern: pattern, share: part}
 	wanted := strings.Split(*only, ",")
 	for _, name := range wanted {
 		if !slices.Contains(phases, name) {
@@ -100,7 +103,11 @@ anything that it promised was broken. Needs root; touches nothing outside of its
 		case "sites":
 			r, err = sites(ctx, *bin, dir, which, *seed, log)
 		case "faults":
-			r, err = faults(ctx, *bin, dir, which, *seed, log)
+			var found faultsResult
+			if found, err = faults(ctx, *bin, dir, which, *seed, log); err == nil && *sum != "" {
+				err = addUp(*sum, part, &found)
+			}
+			r = found
 		case "upgrades":
 			r, err = upgrades(ctx, *bin, dir, *upgradeCount, *seed, log)
 		}

@@ -44,7 +44,10 @@ type sitesResult struct {
 type selection struct {
 	most    int // of each life; 0: all
 	pattern *regexp.Regexp
+	share   share
 }
+
+func (w selection) takes(s site) bool { return w.pattern.MatchString(s.String()) && w.share.has(s.Key) }
 
 // rig is a torture with a flood, whose daemon is dead between two lives.
 type rig struct {
@@ -183,7 +186,7 @@ func (g *rig) each(ctx context.Context, which selection, do func(*life, site) er
 		if err != nil {
 			return err
 		}
-		seen = slices.DeleteFunc(seen, func(s site) bool { return known[s.Key] || !which.pattern.MatchString(s.String()) })
+		seen = slices.DeleteFunc(seen, func(s site) bool { return known[s.Key] || !which.takes(s) })
 		if most := which.most; most > 0 && len(seen) > most {
 			g.random.Shuffle(len(seen), func(i, j int) { seen[i], seen[j] = seen[j], seen[i] })
 			seen = seen[:most]
