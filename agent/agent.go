@@ -207,10 +207,10 @@ func (e *engine) open(ctx context.Context, kernel Kernel, c *config.Config) (err
 	if err := e.state.Configure(c.Configured()); err != nil {
 		return fmt.Errorf("the configuration: %w", err)
 	}
-	e.protectFirst(c)
-	if err := e.rescue(lost); err != nil {
+	if err := e.rescue(lost, c.State.Path); err != nil { // before anything is written to the tables
 		return err
 	}
+	e.protectFirst(c)
 	done, err := e.reconciler.Fill()
 	if err != nil {
 		e.log.Error("not all that is decided is in the kernel", "error", err)

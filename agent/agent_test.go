@@ -531,11 +531,11 @@ func TestDamagedState(t *testing.T) {
 	if err := os.Truncate(filepath.Join(d.dir, "state.db"), 0); err != nil {
 		t.Fatal(err)
 	}
-	d.kernel.replaced = slices.Collect(maps.Values(d.kernel.bans))
+	d.kernel.replaced = kernel.Held{Bans: slices.Collect(maps.Values(d.kernel.bans))}
 	d.kernel.bans = map[netip.Prefix]kernel.Ban{}
 	d.start()
 	d.want("192.0.2.1/32 192.0.2.2/32 monitor")
-	d.kernel.replaced = nil
+	d.kernel.replaced = kernel.Held{}
 }
 
 func TestStartFails(t *testing.T) {

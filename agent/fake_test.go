@@ -27,7 +27,8 @@ type fakeKernel struct {
 	onPut       func()   // called before a ban is put, or taken away; may be nil
 	onDelete    func()
 	bans        map[netip.Prefix]kernel.Ban
-	replaced    []kernel.Ban // of a set of another size
+	replaced    kernel.Held // by a set of another size
+	schema      error       // what keeps it from being read
 	allows      map[netip.Prefix]kernel.Allow
 	limits      map[uint8]kernel.Limit
 	attachments []loader.Attachment
@@ -141,7 +142,7 @@ func (s *fakeShield) Attachments() ([]loader.Attachment, error) {
 func (s *fakeShield) Want(string, loader.Mode) error        { return nil }
 func (s *fakeShield) Upgrade() ([]loader.Attachment, error) { return nil, nil }
 func (s *fakeShield) Watch(ctx context.Context) error       { <-ctx.Done(); return nil }
-func (s *fakeShield) Replaced() ([]kernel.Ban, error)       { return s.replaced, nil }
+func (s *fakeShield) Replaced() (kernel.Held, error)        { return s.replaced, s.schema }
 func (s *fakeShield) Close() error                          { s.mu.Lock(); defer s.mu.Unlock(); s.held = false; return nil }
 func (s *fakeShield) Tables() Tables {
 	k := s.fakeKernel
@@ -299,6 +300,12 @@ func (a fakeAllows) Sync(wanted iter.Seq[kernel.Allow]) (kernel.Changes, error) 
 	return kernel.Changes{}, nil
 }
 
+func (a fakeAllows) All() ([]kernel.Allow, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Collect(maps.Values(a.allows)), nil
+}
+
 func (a fakeAllows) Len() int      { a.mu.Lock(); defer a.mu.Unlock(); return len(a.allows) }
 func (a fakeAllows) Capacity() int { return 100 }
 
@@ -309,6 +316,12 @@ func (l fakeLimits) Sync(wanted map[uint8]kernel.Limit) (kernel.Changes, error) 
 	defer l.mu.Unlock()
 	l.limits = maps.Clone(wanted)
 	return kernel.Changes{}, nil
+}
+
+func (l fakeLimits) All() map[uint8]kernel.Limit {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return maps.Clone(l.limits)
 }
 
 type fakeSources struct{ *fakeKernel }

@@ -33,8 +33,9 @@ type Shield interface {
 	Upgrade() ([]loader.Attachment, error)
 	Watch(ctx context.Context) error
 	Tables() Tables
-	// Replaced returns the bans of a set that is in force until Upgrade replaces it.
-	Replaced() ([]maps.Ban, error)
+	// Replaced returns what stands in a set that is in force until Upgrade replaces it. Returns a
+	// *loader.SchemaError if that is of another schema.
+	Replaced() (maps.Held, error)
 	Close() error
 }
 
@@ -42,7 +43,7 @@ type Shield interface {
 type Tables struct {
 	Bans       Bans
 	Allows     Allows
-	Limits     reconcile.Limits
+	Limits     Limits
 	Sources    Sources
 	Counters   Counters
 	Events     Events
@@ -62,8 +63,15 @@ type Bans interface {
 // Allows is the allow list.
 type Allows interface {
 	reconcile.Allows
+	All() ([]maps.Allow, error)
 	Len() int
 	Capacity() int
+}
+
+// Limits is the table of limits.
+type Limits interface {
+	reconcile.Limits
+	All() map[uint8]maps.Limit
 }
 
 // Sources is the table of tracked sources.
@@ -139,17 +147,17 @@ func (s *shield) Tables() Tables {
 		Counters: t.Counters, Events: t.Events, Control: t.Control, Interfaces: t.Interfaces}
 }
 
-// Replaced returns the bans of the pinned set that this one replaces.
-func (s *shield) Replaced() (bans []maps.Ban, err error) {
+// Replaced returns what stands in the pinned set that this one replaces.
+func (s *shield) Replaced() (held maps.Held, err error) {
 	old, err := s.Set.Replaced()
 	if err != nil || old == nil {
-		return nil, err
+		return held, err
 	}
-	bans, err = maps.ReadBans(old)
+	held, err = maps.ReadHeld(old)
 	for _, m := range old {
 		err = errors.Join(err, m.Close())
 	}
-	return bans, err
+	return held, err
 }
 
 // Close lets go of the descriptors. What is attached stays attached.

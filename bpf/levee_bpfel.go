@@ -30,6 +30,7 @@ type LeveeAllowFlags uint32
 
 const (
 	LeveeAllowFlagsALLOW_NO_LIMIT LeveeAllowFlags = 1
+	LeveeAllowFlagsALLOW_DERIVED  LeveeAllowFlags = 2
 )
 
 type LeveeBan4Bucket struct {
@@ -195,6 +196,7 @@ const (
 	LeveeLimitFlagsLIMIT_MONITOR   LeveeLimitFlags = 2
 	LeveeLimitFlagsLIMIT_AGGREGATE LeveeLimitFlags = 4
 	LeveeLimitFlagsLIMIT_COARSE    LeveeLimitFlags = 8
+	LeveeLimitFlagsLIMIT_DERIVED   LeveeLimitFlags = 16
 )
 
 type LeveeMeta struct {

@@ -151,11 +151,13 @@ const (
 	Ban6TierWide = uint32(LeveeBan6TierBAN6TIER_WIDE)
 
 	AllowNoLimit = uint32(LeveeAllowFlagsALLOW_NO_LIMIT)
+	AllowDerived = uint32(LeveeAllowFlagsALLOW_DERIVED)
 
 	LimitEnabled   = uint8(LeveeLimitFlagsLIMIT_ENABLED)
 	LimitMonitor   = uint8(LeveeLimitFlagsLIMIT_MONITOR)
 	LimitAggregate = uint8(LeveeLimitFlagsLIMIT_AGGREGATE)
 	LimitCoarse    = uint8(LeveeLimitFlagsLIMIT_COARSE)
+	LimitDerived   = uint8(LeveeLimitFlagsLIMIT_DERIVED)
 	CostShift      = uint(LeveeRateUnitCOST_SHIFT)
 
 	SourceWays     = int(LeveeSourceTagSOURCE_WAYS)

@@ -202,6 +202,7 @@ _Static_assert(sizeof(struct prefix_key) == 20, "prefix_key");
 
 enum allow_flags {
 	ALLOW_NO_LIMIT = 1, /* exempt from limits, too */
+	ALLOW_DERIVED = 2,  /* user space's own mark: not set at run time, so it is known from elsewhere */
 };
 struct allow {
 	__u32 flags;
@@ -231,6 +232,7 @@ enum limit_flags {
 	 * the time by which a tick is late: a busy virtual machine's may be.
 	 */
 	LIMIT_COARSE = 8,
+	LIMIT_DERIVED = 16, /* as ALLOW_DERIVED */
 };
 
 struct limit {

@@ -1,7 +1,9 @@
 package loader
 
 import (
+	"errors"
 	"os"
+	"reflect"
 	"slices"
 	"testing"
 
@@ -165,4 +167,36 @@ func TestSchemaChangeInterrupted(t *testing.T) {
 		t.Errorf("left %v", l.tree())
 	}
 	l.wantShield("net0", a.Slot)
+}
+
+// A set that is to replace one of another schema says that it can't read that one, and leaves no trace of
+// itself if it is not put to use.
+func TestSchemaChangeGivenUp(t *testing.T) {
+	l := newLab(t)
+	l.veth("net0", 1500)
+	s := l.open()
+	a := l.attach(s, "net0", ModeAuto)
+	must(t, s.Close())
+	before := l.tree()
+	for range 2 {
+		s = l.openWith(l.next())
+		maps, err := s.Replaced()
+		var other *SchemaError
+		if !errors.As(err, &other) || other.Have != "2" || other.Want != 3 || maps != nil {
+			t.Errorf("%v, %v", maps, err)
+		}
+		must(t, s.Close())
+		if after := l.tree(); !reflect.DeepEqual(after, before) {
+			t.Errorf("pinned %v, was %v", after, before)
+		}
+		if id, _ := l.program("net0"); id != a.ProgramID {
+			t.Error("the program changed")
+		}
+		l.wantShield("net0", a.Slot)
+	}
+	s = l.open()
+	if adopted, why := s.Adopted(); !adopted {
+		t.Error(why)
+	}
+	must(t, s.Close())
 }

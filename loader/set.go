@@ -50,6 +50,8 @@ type Set struct {
 
 	mu      sync.Mutex
 	pending bool              // the maps are still beside the pinned set that they will replace
+	before  string            // that set's directory
+	litter  bool              // what is no longer used could not all be removed
 	modes   map[string]Mode   // as Attach was asked for
 	wanted  map[string]Mode   // interfaces to attach when they appear, that have no slot yet
 	why     map[string]string // Attachment.Why
@@ -144,15 +146,30 @@ func (s *Set) Adopted() (adopted bool, why string) { return s.adopted, s.afresh 
 // Maps returns the set's maps by the names in package bpf. They belong to the set.
 func (s *Set) Maps() map[string]*ebpf.Map { return s.maps }
 
+// SchemaError says that the set which is to be replaced is of another schema, so that what stands in it
+// can't be read.
+type SchemaError struct {
+	Have string // of the set that is pinned
+	Want uint32 // of this program
+}
+
+func (e *SchemaError) Error() string {
+	return fmt.Sprintf("the pinned set has schema %s, this program reads %d", e.Have, e.Want)
+}
+
 // Replaced opens the maps of the pinned set that this one is to replace, and which is in force until
-// Upgrade. They are the caller's to close. There are none if there is no such set.
+// Upgrade. They are the caller's to close. There are none if there is no such set. Returns a *SchemaError
+// if it is of another schema.
 func (s *Set) Replaced() (map[string]*ebpf.Map, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.pending {
 		return nil, nil //nolint:nilnil // no set, no maps
 	}
-	maps, _, err := openMaps(s.pins.set(), tables(s.spec))
+	if s.before != s.pins.set() {
+		return nil, &SchemaError{filepath.Base(s.before), s.pins.schema}
+	}
+	maps, _, err := openMaps(s.before, tables(s.spec))
 	return maps, err
 }
 
@@ -259,7 +276,8 @@ var carried = []string{
 	bpf.LeveeMapInterfaces, bpf.LeveeMapCounters, bpf.LeveeMapListCounters, bpf.LeveeMapLimitCounters, bpf.LeveeMapStats,
 }
 
-// create makes a new set beside the pinned one; if there is none to be replaced, it takes its place.
+// create makes a new set beside the pinned one, of this schema or another; if there is none to be
+// replaced, it takes its place.
 func (s *Set) create() (err error) {
 	existed := exists(s.pins.root)
 	defer func() {
@@ -301,21 +319,17 @@ func (s *Set) create() (err error) {
 	if err := s.describe(); err != nil {
 		return err
 	}
-	if exists(s.pins.set()) {
-		s.pending = true
-		return carrySwitches(old, s.maps)
+	switch s.before = before; before {
+	case "":
+		return s.pins.swap()
+	case s.pins.set():
+		err = carrySwitches(old, s.maps)
+	default:
+		// Of another schema's switches one is known: panic, where it always was.
+		err = s.carryPanic()
 	}
-	// Of another schema's switches one is known: panic, where it always was.
-	on, err := Panic(s.pins.root)
-	if err != nil && !errors.Is(err, ErrNoSet) {
-		return err
-	}
-	if on {
-		if err := throwPanic(s.maps[bpf.LeveeMapControls], on); err != nil {
-			return err
-		}
-	}
-	return s.pins.swap()
+	s.pending = err == nil
+	return err
 }
 
 // take clones a map of the set that is replaced if it is one to carry on, or creates it.

@@ -14,6 +14,7 @@ import (
 type Allow struct {
 	Prefix  netip.Prefix // masked; an IPv4 prefix mapped into IPv6 is an IPv4 prefix
 	NoLimit bool         // limits do not touch it, either
+	Derived bool         // not set at run time; a mark for who reads the table when the state is lost
 	Expires uint64       // ns of CLOCK_MONOTONIC, or bpf.Forever
 }
 
@@ -21,6 +22,9 @@ func (a Allow) value() bpf.Allow {
 	v := bpf.Allow{Expires: a.Expires}
 	if a.NoLimit {
 		v.Flags = bpf.AllowNoLimit
+	}
+	if a.Derived {
+		v.Flags |= bpf.AllowDerived
 	}
 	return v
 }
@@ -77,7 +81,7 @@ func (a *Allows) All() ([]Allow, error) {
 	}
 	all := make([]Allow, 0, len(have))
 	for p, v := range have {
-		all = append(all, Allow{p, v.Flags&bpf.AllowNoLimit != 0, v.Expires})
+		all = append(all, Allow{p, v.Flags&bpf.AllowNoLimit != 0, v.Flags&bpf.AllowDerived != 0, v.Expires})
 	}
 	return all, nil
 }

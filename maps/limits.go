@@ -23,6 +23,7 @@ type Limit struct {
 	AggregateAlways bool                   // count every packet to the aggregate, not only those of sources that are not tracked
 	Penalty         time.Duration          // how long a source that broke the limit is dropped whole; 0: only the excess is
 	Monitor         bool                   // count what would be dropped, and pass it
+	Derived         bool                   // not set at run time; a mark for who reads the table when the state is lost
 
 	// Which prefix is one source, and which one aggregate, in bits. 0 is 32, 64, 24 and 48.
 	Group4, Group6, Aggregate4, Aggregate6 int
@@ -203,6 +204,17 @@ func (l *Limits) Get(number uint8) (Limit, bool) {
 		}
 	}
 	return limit, true
+}
+
+// All returns all limits there are by number, as Get does.
+func (l *Limits) All() map[uint8]Limit {
+	all := make(map[uint8]Limit)
+	for _, number := range l.Numbers() {
+		if limit, ok := l.Get(number); ok {
+			all[number] = limit
+		}
+	}
+	return all
 }
 
 // Numbers returns the numbers of all limits there are, in their order.

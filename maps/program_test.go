@@ -465,7 +465,7 @@ func TestAllows(t *testing.T) {
 	setLimit(k, 0, packets(1))
 	put := func(p string, noLimit bool, expires uint64) {
 		t.Helper()
-		if err := k.Allows.Put(Allow{prefix(p), noLimit, expires}); err != nil {
+		if err := k.Allows.Put(Allow{Prefix: prefix(p), NoLimit: noLimit, Expires: expires}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -506,7 +506,7 @@ func TestAllows(t *testing.T) {
 		t.Errorf("%+v, %v", all, err)
 	}
 	changes, err := k.Allows.Sync(slices.Values([]Allow{
-		{prefix("192.0.2.77/24"), true, bpf.Forever}, {prefix("::/0"), false, bpf.Forever}, {prefix("10.0.0.0/8"), false, 5},
+		{Prefix: prefix("192.0.2.77/24"), NoLimit: true, Expires: bpf.Forever}, {Prefix: prefix("::/0"), Expires: bpf.Forever}, {Prefix: prefix("10.0.0.0/8"), Expires: 5},
 	}))
 	if want := (Changes{Added: 1, Updated: 1, Kept: 1, Removed: 3}); err != nil || changes != want {
 		t.Errorf("%+v, %v, want %+v", changes, err, want)
@@ -528,7 +528,7 @@ func TestAllows(t *testing.T) {
 func TestAllowsFull(t *testing.T) {
 	k := load(t, everything())
 	host := func(i int) Allow {
-		return Allow{netip.PrefixFrom(addr4(0x0A000000+uint32(i)), 32), false, bpf.Forever}
+		return Allow{Prefix: netip.PrefixFrom(addr4(0x0A000000+uint32(i)), 32), Expires: bpf.Forever}
 	}
 	room := k.Allows.Capacity()
 	for i := range room {

@@ -121,6 +121,9 @@ func (l *Limits) encode(number uint8, limit Limit) (e encoded, err error) {
 	if limit.Monitor {
 		out.Flags |= bpf.LimitMonitor
 	}
+	if limit.Derived {
+		out.Flags |= bpf.LimitDerived
+	}
 	if limit.AggregateAlways {
 		out.Flags |= bpf.LimitAggregate
 	}
@@ -262,6 +265,7 @@ func (l *Limits) decode(from *bpf.Limit) Limit {
 	limit := Limit{
 		AggregateAlways: from.Flags&bpf.LimitAggregate != 0,
 		Monitor:         from.Flags&bpf.LimitMonitor != 0,
+		Derived:         from.Flags&bpf.LimitDerived != 0,
 		Penalty:         time.Duration(min(from.Penalty, math.MaxInt64)),
 		Group4:          int(from.Group4),
 		Group6:          int(from.Group6),
@@ -276,7 +280,11 @@ func (l *Limits) decode(from *bpf.Limit) Limit {
 			r.Burst += l.shortened(r) + given
 		}
 		per := float64(r.Cost) / (1 << bpf.CostShift)
-		return Rate{perUnit * 1e9 / per, math.Round(perUnit * float64(r.Burst) / per)}
+		burst := perUnit * float64(r.Burst) / per
+		if perUnit == 1 {
+			burst = float64(r.Burst / ceilShift(r.Cost)) // whole packets, as encode counts them
+		}
+		return Rate{perUnit * 1e9 / per, math.Round(burst)}
 	}
 	for i, r := range from.Threshold {
 		perUnit := 1.0

@@ -1,12 +1,43 @@
 package maps
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/cilium/ebpf"
 
 	"github.com/levee-xdp/levee/bpf"
 )
+
+// Held is what stands in a set's maps of what was decided.
+type Held struct {
+	Bans   []Ban
+	Allows []Allow
+	Limits map[uint8]Limit
+}
+
+// ReadHeld returns what stands in a set's maps, of whatever size: of a set that is about to be replaced.
+// It writes nothing. Of the bans, see ReadBans. Returns an error if the maps are not laid out as this
+// version's.
+func ReadHeld(m map[string]*ebpf.Map) (h Held, err error) {
+	if h.Bans, err = ReadBans(m); err != nil {
+		return h, err
+	}
+	t := &Tables{}
+	defer func() { err = errors.Join(err, t.Close()) }()
+	o := opener{maps: m, tables: t}
+	allows := openAllows(&o)
+	limits := openLimits(&o, &bpf.Control{}) // the switches of that set are left alone
+	if o.err != nil {
+		return h, fmt.Errorf("read the limits of a set: %w", o.err)
+	}
+	if err := limits.adopt(); err != nil {
+		return h, err
+	}
+	h.Limits = limits.All()
+	h.Allows, err = allows.All()
+	return h, err
+}
 
 // ReadBans returns the bans that stand in a set's maps, of whatever size: of a set that is about to be
 // replaced. It writes nothing. Of what other prefixes hide in all of its slots nothing is known, and

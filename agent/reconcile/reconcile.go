@@ -224,7 +224,7 @@ func (r *Reconciler) syncAllows() (maps.Changes, error) {
 	wanted := r.State.EffectiveAllows()
 	return r.Allows.Sync(func(yield func(maps.Allow) bool) {
 		for _, a := range wanted {
-			if !yield(maps.Allow{Prefix: a.Prefix, NoLimit: a.NoLimits, Expires: a.Until()}) {
+			if !yield(maps.Allow{Prefix: a.Prefix, NoLimit: a.NoLimits, Derived: a.Source != state.FromAPI, Expires: a.Until()}) {
 				return
 			}
 		}
@@ -261,7 +261,7 @@ func (r *Reconciler) SetControl(s maps.Switches) error {
 }
 
 func kernelLimit(l *state.Limit) maps.Limit {
-	k := maps.Limit{Penalty: time.Duration(l.Penalty), Monitor: l.Mode == state.Monitor}
+	k := maps.Limit{Penalty: time.Duration(l.Penalty), Monitor: l.Mode == state.Monitor, Derived: l.Source != state.FromAPI}
 	k.Group4, k.Group6 = l.GroupLengths()
 	k.Aggregate4, k.Aggregate6 = l.AggregateLengths()
 	for i, t := range l.Thresholds() {
