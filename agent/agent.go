@@ -108,7 +108,7 @@ func start(ctx context.Context, o *Options) (_ *engine, _ *metrics.Server, err e
 		}
 	}
 	e := &engine{version: o.Version, started: time.Now().UTC(), level: &slog.LevelVar{}, log: o.Log, clock: o.Clock,
-		checking: make(chan struct{}, 1), file: o.File, overlay: o.Overlay, record: metrics.NewRecord(), events: events.New(), trials: trials{wake: make(chan struct{}, 1)}, troubles: map[string]string{}}
+		checking: make(chan struct{}, 1), file: o.File, overlay: o.Overlay, record: metrics.NewRecord(), events: events.New(), trials: newTrials(), troubles: map[string]string{}}
 	if e.clock == nil {
 		e.clock = state.SystemClock{}
 	}
@@ -196,13 +196,8 @@ func (e *engine) open(ctx context.Context, kernel Kernel, c *config.Config) (err
 	e.reconciler = reconcile.New(reconcile.Config{State: e.state, Bans: e.tables.Bans, Allows: e.tables.Allows, Limits: e.tables.Limits, Control: e.tables.Control,
 		Clock: e.clock, Log: e.log, Expired: e.expired})
 	before := e.state.Interfaces()
-	undone, err := e.overdueAtStart()
-	if err != nil {
-		return err
-	}
-	if c, err = e.settled(c); err != nil {
-		return err
-	}
+	undone, file := e.undoAtStart(), c
+	c = e.settled(c)
 	e.config.Store(c)
 	if err := e.state.Configure(c.Configured()); err != nil {
 		return fmt.Errorf("the configuration: %w", err)
@@ -223,9 +218,7 @@ func (e *engine) open(ctx context.Context, kernel Kernel, c *config.Config) (err
 	if err := e.attachAll(before); err != nil {
 		return err
 	}
-	if err := e.restoreInterfaces(undone); err != nil {
-		e.log.Error("an interface could not be brought to what it was before a trial", "error", err)
-	}
+	e.endAtStart(undone, file)
 	return nil
 }
 

@@ -28,53 +28,45 @@ func (e *engine) Allow(by state.Actor, r state.AllowRequest) (state.AllowRespons
 		}
 		proposals = append(proposals, p)
 	}
-	t := state.Trial{About: state.AboutAllow, Actor: by.String()}
-	if len(prefixes) > 0 {
-		t.What = many("allow", len(prefixes), prefixes[0])
-	}
-	return e.proposeAllows(t, r.Confirm, prefixes, proposals)
+	return e.proposeAllows(state.Attempt{By: by, About: state.AboutAllow, For: r.Confirm}, prefixes, proposals)
 }
 
 // Unallow takes allow entries back.
-func (e *engine) Unallow(_ state.Actor, r state.UnallowRequest) (state.AllowResponse, error) {
+func (e *engine) Unallow(by state.Actor, r state.UnallowRequest) (state.AllowResponse, error) {
 	var proposals []state.AllowProposal
 	for _, text := range r.Prefixes {
 		p := state.AllowProposal{Remove: true}
 		p.Prefix.Prefix, _ = state.ParsePrefix(text) // what is none is refused below
 		proposals = append(proposals, p)
 	}
-	return e.proposeAllows(state.Trial{}, 0, r.Prefixes, proposals)
+	return e.proposeAllows(state.Attempt{By: by}, r.Prefixes, proposals)
 }
 
-func (e *engine) proposeAllows(t state.Trial, confirm state.Duration, prefixes []string, proposals []state.AllowProposal) (state.AllowResponse, error) {
+func (e *engine) proposeAllows(a state.Attempt, prefixes []string, proposals []state.AllowProposal) (state.AllowResponse, error) {
 	e.settings.Lock()
 	defer e.settings.Unlock()
 	var outcomes []state.AllowOutcome
-	var things []state.Thing
-	for i := range proposals {
-		if p := proposals[i].Prefix.Prefix; p.IsValid() {
-			things = append(things, state.Thing{About: state.AboutAllow, Name: p.Masked().String()})
+	if a.For != 0 {
+		if a.Things = allowThings(e.state.JudgeAllows(proposals), false); len(a.Things) > 0 {
+			a.What = many("allow", len(a.Things), prefixName(a.Things[0].Name))
 		}
 	}
-	began, err := e.onTrial(t, confirm, nil, things, func() (changed []state.Thing, err error) {
+	began, err := e.onTrial(&a, nil, func() (changed []state.Thing, err error) {
 		err = e.reconciler.ChangeSettings(func() (err error) {
 			if outcomes, err = e.state.ProposeAllows(proposals); err != nil {
 				return err
 			}
 			if err := e.reconciler.SyncAllows(); err != nil {
-				return errors.Join(err, e.state.RevertAllows(outcomes), e.reconciler.SyncAllows())
+				undo := errors.Join(e.state.RevertAllows(outcomes), e.reconciler.SyncAllows())
+				if undo != nil {
+					changed = a.Things
+				}
+				return errors.Join(err, undo)
 			}
+			changed = allowThings(outcomes, a.For == 0)
 			return nil
 		})
-		if err != nil {
-			return nil, err
-		}
-		for i := range outcomes {
-			if outcomes[i].Status != state.StatusRefused {
-				changed = append(changed, state.Thing{About: state.AboutAllow, Name: outcomes[i].Prefix.String()})
-			}
-		}
-		return changed, nil
+		return changed, err
 	})
 	if err != nil {
 		return state.AllowResponse{}, err
@@ -92,6 +84,19 @@ func (e *engine) proposeAllows(t state.Trial, confirm state.Duration, prefixes [
 		}
 	}
 	return r, nil
+}
+
+// allowThings is what outcomes have changed, or would change. A plain change settles more: what it says
+// again, and what is not to be there, though it was not there now.
+func allowThings(outcomes []state.AllowOutcome, plain bool) (out []state.Thing) {
+	for i := range outcomes {
+		o := &outcomes[i]
+		changed := o.Status == state.StatusAdded || o.Status == state.StatusChanged || o.Status == state.StatusRemoved
+		if changed || plain && (o.Status == state.StatusUnchanged || o.Error != nil && o.Error.Code == state.CodeNotFound) {
+			out = append(out, state.Thing{About: state.AboutAllow, Name: o.Prefix.String()})
+		}
+	}
+	return out
 }
 
 // Allows lists the allow entries.

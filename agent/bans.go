@@ -23,11 +23,7 @@ func (e *engine) Ban(by state.Actor, r state.BanRequest) (state.BanResponse, err
 		}
 		proposals, places = append(proposals, p), append(places, i)
 	}
-	t := state.Trial{About: state.AboutBan, Actor: by.String()}
-	if r.Confirm != 0 && len(proposals) > 0 {
-		t.What = many("ban", len(proposals), state.PrefixString(proposals[0].Prefix))
-	}
-	return e.propose(t, r.Confirm, proposals, places, results)
+	return e.propose(state.Attempt{By: by, About: state.AboutBan, For: r.Confirm}, proposals, places, results)
 }
 
 func (e *engine) proposal(by state.Actor, item state.BanItem, force bool) (state.Proposal, *state.Error) {
@@ -88,26 +84,30 @@ func (e *engine) Unban(by state.Actor, r state.UnbanRequest) (state.BanResponse,
 		proposals = append(proposals, state.Proposal{Prefix: prefix, Origin: origin, Actor: by.String(), Remove: true, All: r.All, Bounds: by.Bounds})
 		places = append(places, i)
 	}
-	return e.propose(state.Trial{}, 0, proposals, places, results)
+	return e.propose(state.Attempt{By: by}, proposals, places, results)
 }
 
 // propose takes proposals to the state and to the kernel, and puts their answers at their places.
 // What the kernel does not take is taken back from the state.
-func (e *engine) propose(t state.Trial, confirm state.Duration, proposals []state.Proposal, places []int, results []state.BanResult) (state.BanResponse, error) {
+func (e *engine) propose(a state.Attempt, proposals []state.Proposal, places []int, results []state.BanResult) (state.BanResponse, error) {
 	var outcomes []state.Outcome
-	var things []state.Thing
-	if confirm != 0 {
-		things = banThings(proposals)
+	prepare := func() {
+		proposals, places = e.sift(proposals, places, results, &a)
 	}
-	began, err := e.onTrial(t, confirm, nil, things, func() ([]state.Thing, error) {
-		err := e.reconciler.Change(func() (err error) {
+	began, err := e.onTrial(&a, prepare, func() (changed []state.Thing, err error) {
+		err = e.reconciler.Change(func() (err error) {
 			outcomes, err = e.decide(proposals)
 			return err
 		})
-		if err != nil || confirm == 0 && !e.state.OnTrial() {
-			return nil, err
+		switch {
+		case a.For == 0 && err == nil:
+			changed = e.settledBans(proposals, outcomes)
+		case err == nil:
+			changed = triedBans(proposals, outcomes)
+		case outcomes != nil:
+			changed = a.Things // not all that the kernel refused could be put back
 		}
-		return bannedThings(proposals, outcomes), nil
+		return changed, err
 	})
 	if err != nil {
 		return state.BanResponse{}, err
@@ -128,6 +128,30 @@ func (e *engine) propose(t state.Trial, confirm state.Duration, proposals []stat
 		}
 	}
 	return r, nil
+}
+
+// sift answers those proposals that are refused in any case, and returns the others, with their places.
+// What they would change is what is attempted.
+func (e *engine) sift(proposals []state.Proposal, places []int, results []state.BanResult, a *state.Attempt) ([]state.Proposal, []int) {
+	judged := make([]state.Outcome, len(proposals))
+	e.state.Judge(proposals, judged)
+	a.Things = triedBans(proposals, judged)
+	if n := len(a.Things); n > 0 {
+		a.What = many("ban", n, prefixName(a.Things[0].Name))
+	}
+	var some, refused []state.Proposal
+	var left []int
+	var refusals []state.Outcome
+	for i := range judged {
+		if judged[i].Status == state.StatusRefused {
+			results[places[i]] = resultOf(&judged[i])
+			refused, refusals = append(refused, proposals[i]), append(refusals, judged[i])
+		} else {
+			some, left = append(some, proposals[i]), append(left, places[i])
+		}
+	}
+	e.decided(refused, refusals)
+	return some, left
 }
 
 // decide takes proposals to the state, and what it grants to the kernel.

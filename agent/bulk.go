@@ -82,6 +82,7 @@ type bulk struct {
 	kinds []state.Proposal // all that differ by more than their prefix
 	kept  []keptLine
 	made  []state.Made
+	held  []state.Thing // that are on trial until all is decided
 }
 
 // keptLine is a line that waits until all are known to be good.
@@ -177,11 +178,6 @@ func (b *bulk) commit() error {
 		if err := b.state.ProposeBriefly(b.proposals, out); err != nil {
 			return err
 		}
-		if b.state.OnTrial() {
-			if err := b.state.Release(bannedThings(b.proposals, out)); err != nil {
-				return err
-			}
-		}
 		if b.request.Whole {
 			for i := range out {
 				if made, ok := out[i].Made(); ok {
@@ -189,7 +185,15 @@ func (b *bulk) commit() error {
 				}
 			}
 		}
-		return b.enforce(out)
+		if err := b.enforce(out); err != nil {
+			return err
+		}
+		held := b.state.Held(b.settledBans(b.proposals, out))
+		if b.request.Whole {
+			b.held = append(b.held, held...) // it may yet be taken back
+			return nil
+		}
+		return b.release(held)
 	})
 	if err != nil {
 		return err
@@ -235,6 +239,8 @@ func (b *bulk) judge() error {
 // commitWhole decides on what was kept. If something is refused after all, for want of room or since
 // the world has changed meanwhile, what was done is taken back.
 func (b *bulk) commitWhole() error {
+	b.trials.whole.Lock()
+	defer b.trials.whole.Unlock()
 	for from := 0; from < len(b.kept); from += bulkPart {
 		b.proposals, b.lines = b.proposals[:0], b.lines[:0]
 		for _, k := range b.kept[from:min(from+bulkPart, len(b.kept))] {
@@ -249,7 +255,9 @@ func (b *bulk) commitWhole() error {
 			return b.takeAllBack(nil)
 		}
 	}
-	return nil
+	b.trials.order.RLock()
+	defer b.trials.order.RUnlock()
+	return b.release(b.held)
 }
 
 func (b *bulk) takeAllBack(cause error) error {

@@ -113,7 +113,7 @@ func (s *fakeShield) Attach(name string, mode loader.Mode) (loader.Attachment, e
 	}
 	for i, a := range s.attachments {
 		if a.Name == name {
-			s.attachments[i].Mode = mode
+			s.attachments[i].Mode, a.Mode = mode, mode
 			return a, nil
 		}
 	}

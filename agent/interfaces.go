@@ -65,9 +65,24 @@ func (e *engine) Attach(by state.Actor, r state.AttachRequest) (state.InterfaceV
 	if err := state.CheckInterface(r.Name, r.Mode); err != nil {
 		return state.InterfaceView{}, err
 	}
+	modes, err := e.attachedModes()
+	if err != nil {
+		return state.InterfaceView{}, err
+	}
+	before, had := modes[r.Name]
+	known, _ := e.state.Interface(r.Name)
 	things := []state.Thing{{About: state.AboutInterface, Name: r.Name}}
-	began, err := e.onTrial(state.Trial{About: state.AboutInterface, What: "attach " + r.Name, Actor: by.String()}, r.Confirm, nil, things,
-		func() ([]state.Thing, error) { return things, e.attach(r) })
+	a := state.Attempt{By: by, About: state.AboutInterface, What: "attach " + r.Name, For: r.Confirm, Modes: modes}
+	if !had || known.API != r.Mode {
+		a.Things = things
+	}
+	began, err := e.onTrial(&a, nil, func() ([]state.Thing, error) {
+		left, err := e.attach(r, before)
+		if err != nil && !left {
+			return nil, err
+		}
+		return things, err
+	})
 	if err != nil {
 		return state.InterfaceView{}, err
 	}
@@ -84,24 +99,44 @@ func (e *engine) Attach(by state.Actor, r state.AttachRequest) (state.InterfaceV
 	return state.InterfaceView{Name: r.Name, Trial: began}, nil
 }
 
-func (e *engine) attach(r state.AttachRequest) error {
-	had := e.attached(r.Name)
-	if _, err := e.shield.Attach(r.Name, kernelMode(r.Mode)); err != nil {
-		return attachError(r.Name, err)
+// attach attaches an interface that was attached in a mode before, or with none was not. It tells with
+// an error whether it could not be put back so.
+func (e *engine) attach(r state.AttachRequest, before string) (left bool, err error) {
+	now, err := e.shield.Attach(r.Name, kernelMode(r.Mode))
+	if err != nil {
+		return false, attachError(r.Name, err)
 	}
 	if err := e.state.RememberAttached(r.Name, r.Mode); err != nil {
-		if !had {
-			err = errors.Join(err, e.shield.Detach(r.Name))
+		var undo error
+		switch before {
+		case "":
+			undo = e.shield.Detach(r.Name)
+		case now.Mode.String():
+		default:
+			_, undo = e.shield.Attach(r.Name, kernelMode(state.InterfaceMode(before)))
 		}
-		return err
+		if undo != nil {
+			err = errors.Join(err, attachError(r.Name, undo))
+		}
+		return undo != nil, err
 	}
 	e.trouble(r.Name, "")
-	return nil
+	return false, nil
 }
 
-func (e *engine) attached(name string) bool {
+// attachedModes is in which mode each interface is attached, if it is.
+func (e *engine) attachedModes() (map[string]string, error) {
 	list, err := e.shield.Attachments()
-	return err == nil && slices.ContainsFunc(list, func(a loader.Attachment) bool { return a.Name == name && a.Mode != loader.ModeNone })
+	if err != nil {
+		return nil, fmt.Errorf("list what is attached: %w", err)
+	}
+	modes := map[string]string{}
+	for _, a := range list {
+		if a.Mode != loader.ModeNone {
+			modes[a.Name] = a.Mode.String()
+		}
+	}
+	return modes, nil
 }
 
 // trouble notes what keeps an interface from being shielded; empty if nothing does.
@@ -143,14 +178,14 @@ func attachError(name string, err error) error {
 }
 
 // Detach takes the shield off an interface, now and after a restart.
-func (e *engine) Detach(_ state.Actor, name string) error {
+func (e *engine) Detach(by state.Actor, name string) error {
 	e.settings.Lock()
 	defer e.settings.Unlock()
 	if err := state.CheckInterface(name, ""); err != nil {
 		return err
 	}
 	things := []state.Thing{{About: state.AboutInterface, Name: name}}
-	_, err := e.onTrial(state.Trial{}, 0, nil, things, func() ([]state.Thing, error) {
+	_, err := e.onTrial(&state.Attempt{By: by}, nil, func() ([]state.Thing, error) {
 		i, known := e.state.Interface(name)
 		_, _, wanted := i.Wanted()
 		err := e.shield.Detach(name)

@@ -15,9 +15,22 @@ import (
 func (e *engine) SetLimit(by state.Actor, name string, spec state.LimitSpec, confirm state.Duration) (state.LimitView, error) {
 	e.settings.Lock()
 	defer e.settings.Unlock()
+	changes, err := e.state.JudgeLimit(name, spec)
+	if err != nil {
+		return state.LimitView{}, err
+	}
 	things := []state.Thing{{About: state.AboutLimit, Name: name}}
-	began, err := e.onTrial(state.Trial{About: state.AboutLimit, What: "set the limit " + name, Actor: by.String()}, confirm, nil, things,
-		func() ([]state.Thing, error) { return things, e.setLimit(by, name, spec) })
+	a := state.Attempt{By: by, About: state.AboutLimit, What: "set the limit " + name, For: confirm}
+	if changes {
+		a.Things = things
+	}
+	began, err := e.onTrial(&a, nil, func() ([]state.Thing, error) {
+		if left, err := e.setLimit(by, name, spec); err != nil && !left {
+			return nil, err
+		} else {
+			return things, err
+		}
+	})
 	if err != nil {
 		return state.LimitView{}, err
 	}
@@ -26,8 +39,9 @@ func (e *engine) SetLimit(by state.Actor, name string, spec state.LimitSpec, con
 	return view, err
 }
 
-func (e *engine) setLimit(by state.Actor, name string, spec state.LimitSpec) error {
-	return e.reconciler.ChangeSettings(func() error {
+// setLimit tells with an error whether the limit could not be put back as it was.
+func (e *engine) setLimit(by state.Actor, name string, spec state.LimitSpec) (left bool, err error) {
+	err = e.reconciler.ChangeSettings(func() error {
 		_, before, err := e.state.SetLimit(name, spec, by.String())
 		if err != nil {
 			return err
@@ -41,16 +55,19 @@ func (e *engine) setLimit(by state.Actor, name string, spec state.LimitSpec) err
 		} else {
 			undo = e.state.RemoveLimit(name)
 		}
-		return errors.Join(err, undo, e.reconciler.SyncLimits())
+		undo = errors.Join(undo, e.reconciler.SyncLimits())
+		left = undo != nil
+		return errors.Join(err, undo)
 	})
+	return left, err
 }
 
 // RemoveLimit takes a limit of the run time back.
-func (e *engine) RemoveLimit(_ state.Actor, name string) error {
+func (e *engine) RemoveLimit(by state.Actor, name string) error {
 	e.settings.Lock()
 	defer e.settings.Unlock()
 	things := []state.Thing{{About: state.AboutLimit, Name: name}}
-	_, err := e.onTrial(state.Trial{}, 0, nil, things, func() ([]state.Thing, error) {
+	_, err := e.onTrial(&state.Attempt{By: by}, nil, func() ([]state.Thing, error) {
 		return things, e.reconciler.ChangeSettings(func() error {
 			if err := e.state.RemoveLimit(name); err != nil {
 				return err

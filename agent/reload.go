@@ -30,23 +30,44 @@ func (e *engine) Reload(by state.Actor, confirm state.Duration) (state.ReloadRes
 		return state.ReloadResponse{}, &state.Error{Code: state.CodeConflict, Field: "configuration", Value: fmt.Sprint(names),
 			Detail: "differs and takes a restart of the daemon to change; nothing was changed. The shield stands during a restart"}
 	}
-	if r := e.state.Rejected(); r != nil && r.Tried == next.Sum() && by.Kind == state.ActorDaemon {
-		return state.ReloadResponse{}, &state.Error{Code: state.CodeRefused, Field: "configuration", Detail: e.unconfirmed() + "; nothing was changed"}
+	// A signal says nothing about a text that is on trial, or was rejected: who sent it may know of neither.
+	if tried, _ := e.state.Tried(next.Sum()); tried && by.Kind == state.ActorDaemon {
+		why := "the configuration file is on trial, and a signal does not confirm it: levee confirm does"
+		if rejected := e.unconfirmed(); rejected != "" {
+			why = rejected
+		}
+		return state.ReloadResponse{}, &state.Error{Code: state.CodeRefused, Field: "configuration", Detail: why + "; nothing was changed"}
 	}
 	things := []state.Thing{{About: state.AboutConfig}}
-	began, err := e.onTrial(state.Trial{About: state.AboutConfig, What: "reload the configuration", Actor: by.String()}, confirm, textOf(before, next), things,
-		func() ([]state.Thing, error) {
-			if err := e.configure(before, next); err != nil {
-				return nil, errors.Join(err, e.configure(next, before))
-			}
-			e.config.Store(next)
-			return things, e.state.Reject(nil)
-		})
+	a := state.Attempt{By: by, About: state.AboutConfig, What: "reload the configuration", For: confirm, Config: textOf(before, next)}
+	if next.Sum() != before.Sum() {
+		a.Things = things
+	}
+	began, err := e.onTrial(&a, nil, func() ([]state.Thing, error) {
+		left, err := e.reload(before, next)
+		if err != nil && !left {
+			return nil, err
+		}
+		return things, err
+	})
 	if err != nil {
 		return state.ReloadResponse{}, err
 	}
 	e.log.Info("the configuration was read again and is in force")
 	return state.ReloadResponse{Trial: began}, nil
+}
+
+// reload puts a configuration into force instead of another. It tells with an error whether the other
+// could not be put back.
+func (e *engine) reload(before, next *config.Config) (left bool, err error) {
+	if err = e.configure(before, next); err == nil {
+		if err = e.state.Reject(nil); err == nil {
+			e.config.Store(next)
+			return false, nil
+		}
+	}
+	undo := e.configure(next, before)
+	return undo != nil, errors.Join(err, undo)
 }
 
 // configure brings everything from one configuration to another.

@@ -22,6 +22,10 @@ func (e *engine) unbanOrigin(by state.Actor, origin state.Origin, all bool) (out
 		return out, &state.Error{Code: state.CodeBusy, Field: "origin", Value: string(origin), Detail: "has to wait: another call is taking all claims of an origin back; come again in a moment"}
 	}
 	defer e.unbanning.Unlock()
+	// What the end of a trial would bring back is not to come, either.
+	if _, err := e.onTrial(&state.Attempt{By: by}, nil, func() ([]state.Thing, error) { return e.state.HeldOf(origin), nil }); err != nil {
+		return out, err
+	}
 	proposals := make([]state.Proposal, 0, bulkPart)
 	flush := func() error {
 		done, err := e.takeBackPart(by, origin, proposals)
@@ -50,7 +54,7 @@ func (e *engine) unbanOrigin(by state.Actor, origin state.Origin, all bool) (out
 
 // takeBackPart takes some claims of an origin back, and returns how many there still were.
 func (e *engine) takeBackPart(by state.Actor, origin state.Origin, proposals []state.Proposal) (done int, err error) {
-	part, err := e.propose(state.Trial{}, 0, proposals, places(len(proposals)), make([]state.BanResult, len(proposals)))
+	part, err := e.propose(state.Attempt{By: by}, proposals, places(len(proposals)), make([]state.BanResult, len(proposals)))
 	if err != nil {
 		return 0, err
 	}

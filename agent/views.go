@@ -155,7 +155,8 @@ func (e *engine) Status(ctx context.Context, d time.Duration) (state.Overview, e
 		Tables: e.tablesView(tracked), Untracked: last.stats[bpf.StatUntracked], Reconcile: e.reconciler.Last(),
 	}
 	o.Allows, o.Protected = e.countAllows()
-	o.Trials = e.state.Trials()
+	trials := e.Trials()
+	o.Trials, o.TakenBack = trials.Trials, trials.TakenBack
 	if d > 0 {
 		o.Sampled = state.Duration(last.at.Sub(first.at).Round(time.Millisecond))
 	}

@@ -145,6 +145,18 @@ func (s *Store) ProposeAllows(proposals []AllowProposal) ([]AllowOutcome, error)
 	return out, s.saveAllows(out, next)
 }
 
+// JudgeAllows tells what would come of proposals. Nothing is changed.
+func (s *Store) JudgeAllows(proposals []AllowProposal) []AllowOutcome {
+	s.writer.Lock()
+	defer s.writer.Unlock()
+	out := make([]AllowOutcome, len(proposals))
+	next := maps.Clone(s.allows.by[FromAPI])
+	for i := range proposals {
+		out[i] = s.proposeAllow(proposals[i], next)
+	}
+	return out
+}
+
 func (s *Store) proposeAllow(p AllowProposal, next map[netip.Prefix]Allow) AllowOutcome {
 	err := p.Validate()
 	if err == nil && (p.For < 0 || p.For > Longest) {

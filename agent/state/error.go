@@ -75,6 +75,12 @@ func AsError(err error, code Code) *Error {
 	return &Error{Code: code, Detail: err.Error()}
 }
 
+// IsNotFound tells whether an error says that there is no such thing.
+func IsNotFound(err error) bool {
+	e, ok := errors.AsType[*Error](err)
+	return ok && e.Code == CodeNotFound
+}
+
 // clip bounds a value that is echoed back: nobody's megabyte goes into a log line.
 func clip(s string) string {
 	const most = 80

@@ -36,6 +36,7 @@ type Decision struct {
 	Origin  Origin  `json:"origin,omitempty" doc:"Of a ban: who speaks"`
 	Actor   string  `json:"actor,omitempty" doc:"Who made the call; absent for what Levee does by itself"`
 	Claim   *Claim  `json:"claim,omitempty" doc:"Of a ban that was added, changed or removed"`
+	Trial   string  `json:"trial,omitempty" doc:"The trial, if this is what is in force again since it was taken back"`
 	Many    int     `json:"many,omitempty" doc:"How many were decided on by one call, where they are too many to be told one by one"`
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -130,6 +131,22 @@ func (s *Store) SetLimit(name string, spec LimitSpec, actor string) (Limit, *Lim
 	}
 	l, _ := next.limit(name)
 	return l, before, nil
+}
+
+// JudgeLimit tells whether a limit can be set, and whether that would change anything.
+func (s *Store) JudgeLimit(name string, spec LimitSpec) (changes bool, err error) {
+	if err := spec.Validate(name); err != nil {
+		return false, err
+	}
+	s.writer.Lock()
+	defer s.writer.Unlock()
+	next := s.cloneLimits()
+	before, had := next.api[name]
+	next.api[name] = savedLimit{Spec: spec}
+	if err := CheckLimits(next.specs(), name); err != nil {
+		return false, err
+	}
+	return !had || !reflect.DeepEqual(before.Spec, spec), nil
 }
 
 // RemoveLimit takes back a limit of the run time. What the file says of that name is in force again.

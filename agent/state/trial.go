@@ -1,23 +1,28 @@
 package state
 
 import (
-	"cmp"
-	"encoding/json"
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
-
-	"go.etcd.io/bbolt"
 )
 
 // A trial is a change that is taken back unless somebody confirms it in time. What was there before is
 // on disk before the change is made, so no crash makes it permanent.
 //
-// A thing belongs to the newest trial that changed it, and what there was before the first of them is
-// what comes back. A plain change takes its things out of every trial: what is said last, and not on
-// trial, stays.
+// Of each thing the changes form a pile: at its bottom what is meant to stay, on it the changes that are
+// on trial, the newest on top. The top is in force.
+//
+//   - A change on trial is put on top.
+//   - One that is not on trial, a removal too, becomes the pile: it stays, and no trial holds the thing
+//     any more.
+//   - A trial that is confirmed is from then on as if it had never been one: its change is the bottom,
+//     and what lay below is gone. What newer trials put on top stays on trial, and goes back to it.
+//   - A trial that is taken back takes its change out of the pile, wherever it lies, and no other.
+//
+// So the order in which trials end does not matter, and none undoes what another one has done. A trial
+// holds the things that it has changed; without any left it is over. From its time on it can't be
+// confirmed: it is being taken back, however long that takes.
 
 // Subjects of trials are ban, allow, limit, interface and config.
 
@@ -25,6 +30,17 @@ import (
 const (
 	ShortestTrial = time.Second
 	LongestTrial  = 24 * time.Hour
+)
+
+// How many trials there may be, and how many things they may hold together. Root at the Unix socket
+// is bound by the whole alone, and finds places that nobody else can take.
+const (
+	MaxTrials      = 64
+	MaxThings      = 20_000
+	maxTrialsEach  = 8 // of one actor
+	maxThingsEach  = 10_000
+	maxTrialsOther = 48 // of all but root
+	maxThingsOther = 15_000
 )
 
 // CheckTrial checks how long a trial is to be; 0 is none.
@@ -43,6 +59,25 @@ type Trial struct {
 	Actor   string    `json:"actor,omitempty"`
 	Created time.Time `json:"created"`
 	Expires time.Time `json:"expires" doc:"When it is taken back, unless it is confirmed before"`
+	Problem string    `json:"problem,omitempty" doc:"Why it could not be taken back yet, though its time is over; it is tried again"`
+}
+
+// EndedTrial is a trial that was taken back.
+type EndedTrial struct {
+	Trial
+	Ended time.Time `json:"ended" doc:"When it was taken back"`
+	Why   string    `json:"why"`
+}
+
+// Attempt is a change that is about to be made on trial.
+type Attempt struct {
+	By     Actor
+	About  Subject
+	What   string // in words
+	For    Duration
+	Things []Thing
+	Modes  map[string]string // in which interfaces are attached, by name
+	Config *FileText         // that is in force
 }
 
 // Thing is what a change is about: the claim of an origin on a prefix, an allow entry, a limit, an
@@ -53,7 +88,46 @@ type Thing struct {
 	Origin Origin  `json:"origin,omitempty"`
 }
 
-// undo is a thing as it was; without anything: there was no such thing.
+// FileText is a configuration file as it was, and which ones were tried in its stead.
+type FileText struct {
+	Text  []byte   `json:"text,omitempty"`
+	None  bool     `json:"none,omitempty"` // there was no file
+	Tried string   `json:"tried"`          // names the text that was tried
+	Also  []string `json:"also,omitempty"` // and those that were tried before it, and rejected
+}
+
+// Has tells whether a text is among those that were tried.
+func (f *FileText) Has(sum string) bool {
+	return f != nil && (f.Tried == sum || slices.Contains(f.Also, sum))
+}
+
+// after returns the text with what was tried before it, as far as that is another.
+func (f *FileText) after(earlier *FileText) *FileText {
+	if f == nil || earlier == nil {
+		return f
+	}
+	out := *f
+	out.Also = slices.Clone(f.Also)
+	for _, sum := range append([]string{earlier.Tried}, earlier.Also...) {
+		if !out.Has(sum) && len(out.Also) < MaxTrials {
+			out.Also = append(out.Also, sum)
+		}
+	}
+	return &out
+}
+
+// trial is a trial as memory holds it, and on disk but for its things.
+type trial struct {
+	Trial
+	Number uint64 `json:"number"`
+	Boot   string `json:"boot"`
+	Until  uint64 `json:"until"`          // of the boot's clock
+	Root   bool   `json:"root,omitempty"` // who made it is root at the Unix socket
+
+	things []*undo
+}
+
+// undo is a thing as it was before a trial changed it; without anything: there was no such thing.
 type undo struct {
 	Thing
 	Claim     *savedClaim `json:"claim,omitempty"`
@@ -62,6 +136,9 @@ type undo struct {
 	Interface *Interface  `json:"interface,omitempty"`
 	Attached  string      `json:"attached,omitempty"` // the mode in which it was attached; empty: it was not
 	Config    *FileText   `json:"config,omitempty"`
+
+	of *trial
+	at uint32 // its number within the trial
 }
 
 type savedClaim struct {
@@ -70,66 +147,111 @@ type savedClaim struct {
 	Until uint64 `json:"until,omitempty"` // of the boot's clock; 0: forever
 }
 
-// FileText is a configuration file as it was, and which one was tried in its stead.
-type FileText struct {
-	Text  []byte `json:"text,omitempty"`
-	None  bool   `json:"none,omitempty"` // there was no file
-	Tried string `json:"tried"`          // names the text that was tried
-}
-
-type trial struct {
-	Trial
-	Number uint64 `json:"number"`
-	Boot   string `json:"boot"`
-	Until  uint64 `json:"until"` // of the boot's clock
-	Undo   []undo `json:"undo"`
-}
-
 // trials is what waits to be confirmed, and the configuration that was not.
 type trials struct {
-	list     []*trial // the oldest first
+	list     []*trial           // the oldest first
+	held     map[Thing][]*undo  // of each thing that is on trial, the oldest first
+	claims   map[string][]Thing // those that are claims, by prefix
 	next     uint64
 	rejected *FileText
 }
 
-var (
-	bucketTrials = []byte("trials") // made when it is needed: it is in no schema
-	keyNext      = []byte("next")
-	keyRejected  = []byte("rejected")
-)
-
-func trialKey(id string) []byte { return []byte("trial:" + id) }
-
-func (s *Store) loadTrials(tx *bbolt.Tx) error {
-	s.trials = trials{next: 1}
-	b := tx.Bucket(bucketTrials)
-	if b == nil {
-		return nil
+// add puts a trial on top of all others.
+func (t *trials) add(one *trial) {
+	t.list = append(t.list, one)
+	for _, u := range one.things {
+		if u.About == AboutBan && len(t.held[u.Thing]) == 0 {
+			t.claims[u.Name] = append(t.claims[u.Name], u.Thing)
+		}
+		t.held[u.Thing] = append(t.held[u.Thing], u)
 	}
-	now := s.clock.Monotonic()
-	err := b.ForEach(func(k, v []byte) error {
-		switch name := string(k); {
-		case name == string(keyNext):
-			return json.Unmarshal(v, &s.trials.next)
-		case name == string(keyRejected):
-			return json.Unmarshal(v, &s.trials.rejected)
-		case !strings.HasPrefix(name, "trial:"):
-			return nil
+}
+
+func (t *trials) find(id string) *trial {
+	for _, one := range t.list {
+		if one.ID == id {
+			return one
 		}
-		t := &trial{}
-		if err := json.Unmarshal(v, t); err != nil {
-			return fmt.Errorf("trial %q makes no sense: %w", k, err)
+	}
+	return nil
+}
+
+// newer returns what the next newer trial has noted of the same thing; nil if there is none.
+func (t *trials) newer(u *undo) *undo {
+	pile := t.held[u.Thing]
+	if i := slices.Index(pile, u); i+1 < len(pile) {
+		return pile[i+1]
+	}
+	return nil
+}
+
+// drop forgets things, and trials that hold none any more. It returns those.
+func (t *trials) drop(gone []*undo) (over []*trial) {
+	dropped := make(map[*undo]bool, len(gone))
+	of := map[*trial]bool{}
+	for _, u := range gone {
+		dropped[u], of[u.of] = true, true
+		pile := slices.DeleteFunc(slices.Clone(t.held[u.Thing]), func(o *undo) bool { return o == u })
+		if t.held[u.Thing] = pile; len(pile) > 0 {
+			continue
 		}
-		if t.Boot != s.boots[s.boot].id {
-			// What is left by the wall clock, but no more than it ever was.
-			left := min(t.Expires.UnixNano()-s.boots[s.boot].offset-int64(now), int64(t.Expires.Sub(t.Created)))
-			t.Boot, t.Until = s.boots[s.boot].id, now+uint64(max(left, 0))
+		delete(t.held, u.Thing)
+		if u.About == AboutBan {
+			left := slices.DeleteFunc(slices.Clone(t.claims[u.Name]), func(o Thing) bool { return o == u.Thing })
+			if t.claims[u.Name] = left; len(left) == 0 {
+				delete(t.claims, u.Name)
+			}
 		}
-		s.trials.list = append(s.trials.list, t)
+	}
+	for one := range of {
+		if one.things = slices.DeleteFunc(one.things, func(u *undo) bool { return dropped[u] }); len(one.things) == 0 {
+			over = append(over, one)
+		}
+	}
+	t.list = slices.DeleteFunc(slices.Clone(t.list), func(one *trial) bool { return len(one.things) == 0 })
+	return over
+}
+
+// isRoot tells whether an actor is root at the Unix socket, or the daemon itself.
+func (a Actor) isRoot() bool {
+	return a.Kind == ActorDaemon || a.Kind == ActorPeer && a.UID == 0 && a.May(ScopeAdmin)
+}
+
+// room tells whether an actor may put this many things more on trial.
+func (t *trials) room(by Actor, things int) *Error {
+	var all, other, mine [2]int
+	count := func(n *[2]int, one *trial) { n[0]++; n[1] += len(one.things) }
+	for _, one := range t.list {
+		if count(&all, one); !one.Root {
+			count(&other, one)
+			if one.Actor == by.String() {
+				count(&mine, one)
+			}
+		}
+	}
+	refuse := func(who string, n [2]int, most [2]int) *Error {
+		return &Error{Code: CodeConflict, Field: "confirm", Detail: fmt.Sprintf("%s on trial: %d changes of %d things, and there is room for %d changes of %d things; "+
+			"confirm some, wait until they are taken back, or make the change without confirm. Nothing was changed", who, n[0], n[1], most[0], most[1])}
+	}
+	over := func(n [2]int, trials, most int) bool { return n[0] >= trials || n[1]+things > most }
+	switch {
+	case over(all, MaxTrials, MaxThings):
+		return refuse("too much is", all, [2]int{MaxTrials, MaxThings})
+	case by.isRoot():
 		return nil
-	})
-	slices.SortFunc(s.trials.list, func(a, b *trial) int { return cmp.Compare(a.Number, b.Number) })
-	return err
+	case over(mine, maxTrialsEach, maxThingsEach):
+		return refuse("you have too much", mine, [2]int{maxTrialsEach, maxThingsEach})
+	case over(other, maxTrialsOther, maxThingsOther):
+		return refuse("too much is", other, [2]int{maxTrialsOther, maxThingsOther})
+	}
+	return nil
+}
+
+// MayTry tells whether an actor may put this many things more on trial.
+func (s *Store) MayTry(by Actor, things int) error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return asError(s.trials.room(by, things))
 }
 
 // Trials returns what waits to be confirmed, the oldest first.
@@ -150,250 +272,73 @@ func (s *Store) OnTrial() bool {
 	return len(s.trials.list) > 0
 }
 
-// NextTrial returns the trial that ends first, and when, in ns of CLOCK_MONOTONIC; Forever if there is
-// none.
-func (s *Store) NextTrial() (id string, at uint64) {
+// Held returns which of some things are on trial, each once.
+func (s *Store) Held(things []Thing) []Thing {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if len(s.trials.list) == 0 {
+		return nil
+	}
+	var out []Thing
+	seen := map[Thing]bool{}
+	for _, thing := range things {
+		if len(s.trials.held[thing]) > 0 && !seen[thing] {
+			seen[thing] = true
+			out = append(out, thing)
+		}
+	}
+	return out
+}
+
+// HeldClaims returns the claims on a prefix that are on trial, of an origin, or with an empty one of all.
+func (s *Store) HeldClaims(p netip.Prefix, o Origin) (out []Thing) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, thing := range s.trials.claims[p.String()] {
+		if o == "" || thing.Origin == o {
+			out = append(out, thing)
+		}
+	}
+	return out
+}
+
+// HeldOf returns the claims of an origin that are on trial.
+func (s *Store) HeldOf(o Origin) (out []Thing) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, things := range s.trials.claims {
+		for _, thing := range things {
+			if thing.Origin == o {
+				out = append(out, thing)
+			}
+		}
+	}
+	return out
+}
+
+// NextTrial returns when the trial ends that ends first, in ns of CLOCK_MONOTONIC; Forever if there is
+// none. Some do not count.
+func (s *Store) NextTrial(but func(id string) bool) (at uint64) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	at = Forever
 	for _, t := range s.trials.list {
-		if t.Until < at {
-			id, at = t.ID, t.Until
+		if t.Until < at && !but(t.ID) {
+			at = t.Until
 		}
 	}
-	return id, at
+	return at
 }
 
-// BeginTrial notes what things are now, before they are changed on trial. The modes are those in which
-// interfaces are attached, by name.
-func (s *Store) BeginTrial(t Trial, d Duration, things []Thing, attached map[string]string, text *FileText) (Trial, error) {
-	if err := CheckTrial(d); err != nil {
-		return Trial{}, err
-	}
-	s.writer.Lock()
-	defer s.writer.Unlock()
+// DueTrials returns the trials whose time is over, the oldest first.
+func (s *Store) DueTrials() (ids []string) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
 	now := s.clock.Monotonic()
-	next := &trial{Trial: t, Number: s.trials.next, Boot: s.boots[s.boot].id, Until: now + uint64(d)}
-	next.ID = fmt.Sprintf("t%d", next.Number)
-	next.Created, next.Expires = s.clock.Now().UTC(), s.wallTime(next.Until)
-	for _, thing := range things {
-		if earlier := s.trials.holder(thing); earlier != nil {
-			next.Undo = append(next.Undo, *earlier.of(thing)) // what was there before any trial
-			continue
-		}
-		u, err := s.asItIs(thing)
-		if err != nil {
-			return Trial{}, err
-		}
-		if thing.About == AboutInterface {
-			u.Attached = attached[thing.Name]
-		}
-		if thing.About == AboutConfig {
-			u.Config = text
-		}
-		next.Undo = append(next.Undo, u)
-	}
-	err := s.write("note what was there before the trial", func(tx *bbolt.Tx) error {
-		b, err := tx.CreateBucketIfNotExists(bucketTrials)
-		if err != nil {
-			return err
-		}
-		if err := putJSON(b, keyNext, next.Number+1); err != nil {
-			return err
-		}
-		return putJSON(b, trialKey(next.ID), next)
-	})
-	if err != nil {
-		return Trial{}, err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.trials.list, s.trials.next = append(s.trials.list, next), next.Number+1
-	return next.Trial, nil
-}
-
-func putJSON(b *bbolt.Bucket, key []byte, v any) error {
-	text, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	return b.Put(key, text)
-}
-
-// holder returns the newest trial that holds a thing.
-func (t *trials) holder(thing Thing) *trial {
-	for _, one := range slices.Backward(t.list) {
-		if one.of(thing) != nil {
-			return one
-		}
-	}
-	return nil
-}
-
-func (t *trial) of(thing Thing) *undo {
-	for i := range t.Undo {
-		if t.Undo[i].Thing == thing {
-			return &t.Undo[i]
-		}
-	}
-	return nil
-}
-
-// asItIs notes what a thing is now.
-func (s *Store) asItIs(thing Thing) (undo, error) {
-	u := undo{Thing: thing}
-	switch thing.About {
-	case AboutBan:
-		p, err := netip.ParsePrefix(thing.Name)
-		if err != nil {
-			return u, AsError(err, CodeInvalid)
-		}
-		list, known := s.numbers[thing.Origin]
-		if !known {
-			return u, nil
-		}
-		if r := s.find(keyOf(p), list); r != nil {
-			e := s.entryOf(r)
-			u.Claim = &savedClaim{Claim: s.claimOf(r), Boot: s.boots[e.boot].id, Until: e.expires}
-			if e.expires == Forever {
-				u.Claim.Until = 0
-			}
-		}
-	case AboutAllow:
-		p, err := netip.ParsePrefix(thing.Name)
-		if err != nil {
-			return u, AsError(err, CodeInvalid)
-		}
-		if a, ok := s.allows.by[FromAPI][p]; ok {
-			u.Allow = &savedAllow{a, a.boot, a.until}
-		}
-	case AboutLimit:
-		if l, ok := s.limits.api[thing.Name]; ok {
-			u.Limit = &l
-		}
-	case AboutInterface:
-		if i, ok := s.interfaces[thing.Name]; ok {
-			u.Interface = &i
-		}
-	case AboutConfig, AboutPanic:
-	default:
-	}
-	return u, nil
-}
-
-// EndTrials ends trials whose changes stay, or have been taken back; all of them if none is named. What
-// they held is no longer on an older trial, either. They are
-// returned. Returns an *Error of CodeNotFound, and ends none, if one is not on trial.
-func (s *Store) EndTrials(ids ...string) ([]Trial, error) {
-	s.writer.Lock()
-	defer s.writer.Unlock()
-	var ended []Trial
-	var left []*trial
-	settled := map[Thing]bool{} // by a newer trial
-	for _, t := range slices.Backward(s.trials.list) {
-		if len(ids) == 0 || slices.Contains(ids, t.ID) {
-			ended = append(ended, t.Trial)
-			for i := range t.Undo {
-				settled[t.Undo[i].Thing] = true
-			}
-		} else if one := t.without(settled); one != nil {
-			left = append(left, one)
-		}
-	}
-	slices.Reverse(ended)
-	slices.Reverse(left)
-	for _, id := range ids {
-		if !slices.ContainsFunc(ended, func(t Trial) bool { return t.ID == id }) {
-			return nil, &Error{Code: CodeNotFound, Field: "id", Value: clip(id), Detail: "is not on trial: it was confirmed or taken back, or never there; levee status shows what is"}
-		}
-	}
-	if len(ended) == 0 {
-		return nil, nil
-	}
-	return ended, s.saveTrials(left)
-}
-
-// without returns the trial without some things; nil if it holds no other.
-func (t *trial) without(gone map[Thing]bool) *trial {
-	one := *t
-	one.Undo = slices.DeleteFunc(slices.Clone(t.Undo), func(u undo) bool { return gone[u.Thing] })
-	if len(one.Undo) == 0 {
-		return nil
-	}
-	return &one
-}
-
-// Release takes things out of all trials: somebody has changed them, and not on trial.
-func (s *Store) Release(things []Thing) error {
-	s.writer.Lock()
-	defer s.writer.Unlock()
-	if len(s.trials.list) == 0 {
-		return nil
-	}
-	gone := make(map[Thing]bool, len(things))
-	for _, thing := range things {
-		gone[thing] = true
-	}
-	var left []*trial
-	changed := false
 	for _, t := range s.trials.list {
-		one := t.without(gone)
-		changed = changed || one == nil || len(one.Undo) != len(t.Undo)
-		if one != nil {
-			left = append(left, one)
+		if t.Until <= now {
+			ids = append(ids, t.ID)
 		}
 	}
-	if !changed {
-		return nil
-	}
-	return s.saveTrials(left)
-}
-
-// Trim leaves of a trial only the things that it did change.
-func (s *Store) Trim(id string, changed []Thing) error {
-	s.writer.Lock()
-	defer s.writer.Unlock()
-	keep := make(map[Thing]bool, len(changed))
-	for _, thing := range changed {
-		keep[thing] = true
-	}
-	var left []*trial
-	for _, t := range s.trials.list {
-		one := *t
-		if t.ID == id {
-			one.Undo = slices.DeleteFunc(slices.Clone(t.Undo), func(u undo) bool { return !keep[u.Thing] })
-		}
-		if len(one.Undo) > 0 {
-			left = append(left, &one)
-		}
-	}
-	return s.saveTrials(left)
-}
-
-// saveTrials writes the trials as they are to be. The caller holds the writer's lock.
-func (s *Store) saveTrials(left []*trial) error {
-	err := s.write("write the trials", func(tx *bbolt.Tx) error {
-		b, err := tx.CreateBucketIfNotExists(bucketTrials)
-		if err != nil {
-			return err
-		}
-		for _, t := range s.trials.list {
-			if err := b.Delete(trialKey(t.ID)); err != nil {
-				return err
-			}
-		}
-		for _, t := range left {
-			if err := putJSON(b, trialKey(t.ID), t); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.trials.list = left
-	return nil
+	return ids
 }

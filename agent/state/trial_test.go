@@ -12,6 +12,11 @@ import (
 
 const minute = Duration(time.Minute)
 
+var (
+	root  = Actor{Kind: ActorPeer, Name: "root", Scopes: []Scope{ScopeAdmin}}
+	token = Actor{Kind: ActorToken, Name: "gateway", Scopes: []Scope{ScopeBan}}
+)
+
 func thingOf(prefix string, o Origin) Thing { return Thing{About: AboutBan, Name: prefix, Origin: o} }
 
 func (h *harness) propose(p Proposal) {
@@ -24,7 +29,8 @@ func (h *harness) propose(p Proposal) {
 
 func (h *harness) begin(things ...Thing) string {
 	h.Helper()
-	t, err := h.BeginTrial(Trial{About: AboutBan, What: "test", Actor: "root"}, minute, things, map[string]string{"eth0": "native"}, &FileText{Text: []byte("old"), Tried: "new"})
+	t, err := h.BeginTrial(Attempt{By: root, About: AboutBan, What: "test", For: minute, Things: things, Modes: map[string]string{"eth0": "native"},
+		Config: &FileText{Text: []byte("old"), Tried: "new"}})
 	if err != nil {
 		h.Fatal(err)
 	}
@@ -39,6 +45,16 @@ func (h *harness) undo(id string) Undone {
 	}
 	return u
 }
+
+// over ends a trial that was taken back.
+func (h *harness) over(id string) {
+	h.Helper()
+	if err := h.EndTrial(id); err != nil {
+		h.Fatal(err)
+	}
+}
+
+func (h *harness) next() uint64 { return h.NextTrial(func(string) bool { return false }) }
 
 func (h *harness) claims() string {
 	h.Helper()
@@ -85,8 +101,8 @@ func TestTrialOfClaims(t *testing.T) {
 					h.propose(Proposal{Prefix: trialPrefix, Origin: "feed:new"})
 				}
 				h.reopen()
-				if at, until := h.NextTrial(); at != id || until != h.clock.Monotonic()+uint64(time.Minute) {
-					t.Errorf("%s ends at %d", at, until)
+				if until := h.next(); until != h.clock.Monotonic()+uint64(time.Minute) {
+					t.Errorf("it ends at %d", until)
 				}
 				h.clock.advance(time.Minute)
 				for range 2 { // twice is once
@@ -95,9 +111,7 @@ func TestTrialOfClaims(t *testing.T) {
 				if now, _, _, _ := h.List(Filter{}); before != "a minute" && !slices.Equal(now, was) || before == "a minute" && len(now) != 0 {
 					t.Errorf("there is %+v, was %+v", now, was)
 				}
-				if _, err := h.EndTrials(id); err != nil {
-					t.Fatal(err)
-				}
+				h.over(id)
 				h.reopen()
 				if h.OnTrial() || before == "forever" && h.claims() != `192.0.2.1 operator "before"` {
 					t.Errorf("%v, %s", h.Trials(), h.claims())
@@ -107,52 +121,70 @@ func TestTrialOfClaims(t *testing.T) {
 	}
 }
 
-// A later change of the same thing is the newer word. On trial, it goes back to what was there before
-// both; not on trial, it stays, whatever becomes of trials.
+// A trial that ends takes its own change back, and no other, wherever it lies in the pile.
 func TestTrialsOfOneThing(t *testing.T) {
 	for name, tt := range map[string]struct {
 		do   func(h *harness, first, second string)
 		want string
 	}{
-		"the first ends, then the second": {func(h *harness, first, second string) {
+		"the first is taken back, then the second": {func(h *harness, first, second string) {
 			h.undo(first)
-			h.EndTrials(first)
+			h.over(first)
+			h.reopen()
 			h.undo(second)
-		}, `192.0.2.1 operator "before"`},
-		"the first ends, the second goes on": {func(h *harness, first, _ string) { h.undo(first) }, `192.0.2.1 operator "second"`},
-		"the second ends, the first goes on": {func(h *harness, _, second string) { h.undo(second) }, `192.0.2.1 operator "before"`},
-		"the first is confirmed, the second ends": {func(h *harness, first, second string) {
-			h.EndTrials(first)
+			h.over(second)
+		}, "before"},
+		"the second is taken back, then the first": {func(h *harness, first, second string) {
 			h.undo(second)
-		}, `192.0.2.1 operator "before"`},
-		"the second is confirmed, the first ends": {func(h *harness, first, second string) {
-			h.EndTrials(second)
-			if _, err := h.Undo(first); err == nil || h.OnTrial() {
+			h.over(second)
+			h.undo(first)
+			h.over(first)
+		}, "before"},
+		"the first is taken back, the second goes on": {func(h *harness, first, _ string) { h.undo(first); h.over(first) }, "second"},
+		"the second is taken back, the first goes on": {func(h *harness, _, second string) { h.undo(second); h.over(second) }, "first"},
+		"the first is confirmed, the second is taken back": {func(h *harness, first, second string) {
+			h.confirm(first)
+			h.reopen()
+			h.undo(second)
+			h.over(second)
+		}, "first"},
+		"the second is confirmed, the first is over": {func(h *harness, first, second string) {
+			h.confirm(second)
+			if _, err := h.Undo(first); !IsNotFound(err) || h.OnTrial() {
 				h.Errorf("what was confirmed is still on the first trial: %v", h.Trials())
 			}
-		}, `192.0.2.1 operator "second"`},
+		}, "second"},
 		"a plain change comes after both": {func(h *harness, _, _ string) {
 			h.propose(proposal("plain"))
 			if err := h.Release([]Thing{thingOf("192.0.2.1/32", OriginOperator)}); err != nil || h.OnTrial() {
 				h.Errorf("%v, %v", err, h.Trials())
 			}
-		}, `192.0.2.1 operator "plain"`},
+		}, "plain"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := open(t)
 			h.propose(proposal("before"))
 			first := h.begin(thingOf("192.0.2.1/32", OriginOperator))
+			h.clock.advance(time.Second)
 			h.propose(proposal("first"))
 			h.reopen()
 			second := h.begin(thingOf("192.0.2.1/32", OriginOperator))
+			h.clock.advance(time.Second)
 			h.propose(proposal("second"))
 			h.reopen()
 			tt.do(h, first, second)
 			h.reopen()
-			if got := h.claims(); got != tt.want {
+			if got := h.claims(); got != fmt.Sprintf("192.0.2.1 operator %q", tt.want) {
 				t.Errorf("%s, want %s", got, tt.want)
 			}
 		})
+	}
+}
+
+func (h *harness) confirm(ids ...string) {
+	h.Helper()
+	if _, err := h.Confirm(ids...); err != nil {
+		h.Fatal(err)
 	}
 }
 
@@ -208,7 +240,7 @@ func TestTrialOfSettings(t *testing.T) {
 func TestTrialTimes(t *testing.T) {
 	h := open(t)
 	for _, d := range []Duration{1, -minute, Duration(25 * time.Hour)} {
-		if _, err := h.BeginTrial(Trial{}, d, []Thing{{About: AboutConfig}}, nil, nil); err == nil {
+		if _, err := h.BeginTrial(Attempt{By: root, For: d, Things: []Thing{{About: AboutConfig}}}); err == nil {
 			t.Errorf("%s was taken", d)
 		}
 	}
@@ -217,21 +249,26 @@ func TestTrialTimes(t *testing.T) {
 	h.clock.set(-24 * time.Hour)
 	h.clock.reboot(time.Second)
 	h.reopen()
-	if id, at := h.NextTrial(); id != first || at > h.clock.Monotonic()+uint64(time.Minute) {
-		t.Errorf("%s ends in %s", id, time.Duration(at-h.clock.Monotonic()))
+	if at := h.next(); at > h.clock.Monotonic()+uint64(time.Minute) {
+		t.Errorf("it ends in %s", time.Duration(at-h.clock.Monotonic()))
 	}
 	// After a day's rest it is over.
 	h.clock.reboot(72 * time.Hour)
 	h.reopen()
-	if _, at := h.NextTrial(); at > h.clock.Monotonic() {
+	if at := h.next(); at > h.clock.Monotonic() || !slices.Equal(h.DueTrials(), []string{first}) {
 		t.Errorf("it goes on for %s", time.Duration(at-h.clock.Monotonic()))
 	}
-	if _, err := h.EndTrials("t99"); err == nil || !strings.Contains(err.Error(), "is not on trial") || !h.OnTrial() {
+	if _, err := h.Confirm("t99"); err == nil || !strings.Contains(err.Error(), "is not on trial") || !h.OnTrial() {
 		t.Errorf("%v", err)
 	}
-	if _, err := h.EndTrials(first, "t99"); err == nil || !h.OnTrial() {
+	// What is over can't be confirmed any more, however long taking it back lasts.
+	if _, err := h.Confirm(first); AsError(err, "").Code != CodeConflict || !h.OnTrial() {
 		t.Errorf("%v", err)
 	}
+	if kept, err := h.Confirm(); kept != nil || err != nil || !h.OnTrial() {
+		t.Errorf("%+v, %v", kept, err)
+	}
+	h.over(first)
 	second := h.begin(thingOf("192.0.2.2/32", OriginOperator), thingOf("192.0.2.3/32", OriginOperator))
 	if second == first || second != "t2" {
 		t.Errorf("%s twice", second)
@@ -243,10 +280,13 @@ func TestTrialTimes(t *testing.T) {
 	if u := h.undo(second); len(u.Prefixes) > 1 {
 		t.Errorf("%+v", u)
 	}
-	if kept, err := h.EndTrials(); err != nil || len(kept) != 2 || h.OnTrial() {
+	if _, err := h.Confirm(second, "t99"); !IsNotFound(err) || !h.OnTrial() {
+		t.Errorf("%v", err)
+	}
+	if kept, err := h.Confirm(); err != nil || len(kept) != 1 || h.OnTrial() {
 		t.Errorf("%+v, %v", kept, err)
 	}
-	if kept, err := h.EndTrials(); err != nil || kept != nil {
+	if kept, err := h.Confirm(); err != nil || kept != nil {
 		t.Errorf("%+v, %v", kept, err)
 	}
 	if id := h.begin(thingOf("192.0.2.2/32", OriginOperator)); id != "t3" {

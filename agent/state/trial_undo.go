@@ -12,6 +12,7 @@ import (
 // Undone is what taking a trial back has changed, for the kernel to follow.
 type Undone struct {
 	Trial      Trial
+	Decisions  []Decision // what is in force of each thing now
 	Prefixes   []netip.Prefix
 	Allows     bool
 	Limits     bool
@@ -19,81 +20,87 @@ type Undone struct {
 	Config     *FileText         // the configuration that is to be in force again
 }
 
-// Undo puts back what was there before a trial, but for what a newer one holds. It can be done again: the
-// trial ends only with EndTrials.
+// Undo puts back what was there before a trial, but for what a newer one has changed since. It can be
+// done again: the trial ends only with EndTrial. Nobody may change what it is about meanwhile.
 func (s *Store) Undo(id string) (Undone, error) {
-	out := Undone{Interfaces: map[string]string{}}
-	s.writer.Lock()
-	var mine []undo
-	found := false
-	for i, t := range s.trials.list {
-		if t.ID != id {
-			continue
-		}
-		found, out.Trial = true, t.Trial
-		newer := trials{list: s.trials.list[i+1:]}
-		for _, u := range t.Undo {
-			if newer.holder(u.Thing) == nil {
-				mine = append(mine, u)
-			}
+	s.mu.RLock()
+	t := s.trials.find(id)
+	if t == nil {
+		s.mu.RUnlock()
+		return Undone{}, &Error{Code: CodeNotFound, Field: "id", Value: clip(id), Detail: "is not on trial"}
+	}
+	r := restore{Store: s, out: Undone{Trial: t.Trial, Interfaces: map[string]string{}}}
+	for _, u := range t.things {
+		if s.trials.newer(u) == nil {
+			r.things = append(r.things, u)
 		}
 	}
-	s.writer.Unlock()
-	if !found {
-		return out, &Error{Code: CodeNotFound, Field: "id", Value: clip(id), Detail: "is not on trial"}
-	}
-	var errs []error
-	claims := &request{}
-	for i := range mine {
-		u := &mine[i]
-		switch u.About {
-		case AboutBan:
-			p, err := netip.ParsePrefix(u.Name)
-			if err != nil {
-				errs = append(errs, err)
-				continue
-			}
-			if e, ok := s.entryOfClaim(p, u); ok {
-				claims.undo, out.Prefixes = append(claims.undo, e), append(out.Prefixes, p)
-			}
-		case AboutAllow:
-			out.Allows = true
-			errs = append(errs, s.restoreAllow(u))
-		case AboutLimit:
-			out.Limits = true
-			errs = append(errs, s.restoreLimit(u))
-		case AboutInterface:
-			out.Interfaces[u.Name] = u.Attached
-			errs = append(errs, s.restoreInterface(u))
-		case AboutConfig:
-			if out.Config = u.Config; u.Config != nil {
-				errs = append(errs, s.Reject(u.Config))
-			}
-		case AboutPanic:
-		default:
-		}
-	}
-	if len(claims.undo) > 0 {
-		if s.submit(claims); claims.err != nil {
-			errs = append(errs, claims.err)
-		}
-	}
-	return out, errors.Join(errs...)
+	s.mu.RUnlock()
+	err := errors.Join(r.claims(), r.allows(), r.settings(), r.config())
+	return r.out, err
 }
 
-// entryOfClaim is what to write for a claim to be as it was; nothing if its origin has never spoken. One
-// that has ended meanwhile stays ended.
-func (s *Store) entryOfClaim(p netip.Prefix, u *undo) (entry, bool) {
+// restore puts things back.
+type restore struct {
+	*Store
+	things []*undo
+	out    Undone
+}
+
+// decided notes what is in force of a thing; nothing if there is no such thing.
+func (r *restore) decided(u *undo, subject string, there bool, claim *Claim) {
+	d := Decision{About: u.About, Op: string(StatusRemoved), Subject: subject, Origin: u.Origin, Trial: r.out.Trial.ID}
+	if there {
+		d.Op, d.Claim = string(StatusChanged), claim
+	}
+	r.out.Decisions = append(r.out.Decisions, d)
+}
+
+func (r *restore) claims() error {
+	q := &request{}
+	for _, u := range r.things {
+		if u.About != AboutBan {
+			continue
+		}
+		p, err := netip.ParsePrefix(u.Name)
+		if err != nil {
+			return err
+		}
+		e, differs, known := r.entryOfClaim(p, u)
+		if !known {
+			continue // its origin has never spoken
+		}
+		if differs {
+			q.undo = append(q.undo, e)
+		}
+		r.out.Prefixes = append(r.out.Prefixes, p)
+		var claim *Claim
+		if !e.remove {
+			claim = &u.Claim.Claim
+		}
+		r.decided(u, PrefixString(p), !e.remove, claim)
+	}
+	if len(q.undo) == 0 {
+		return nil
+	}
+	r.submit(q)
+	return asError(q.err)
+}
+
+// entryOfClaim is what to write for a claim to be as it was, and whether it is not. One that has ended
+// meanwhile stays ended.
+func (s *Store) entryOfClaim(p netip.Prefix, u *undo) (e entry, differs, known bool) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	list, known := s.numbers[u.Origin]
 	if !known {
-		return entry{}, false
+		return entry{}, false, false
 	}
-	e := entry{key: keyOf(p), list: list, boot: s.boot, expires: Forever}
+	e = entry{key: keyOf(p), list: list, boot: s.boot, expires: Forever}
+	now := s.find(e.key, list)
 	if u.Claim == nil {
 		e.remove = true
-		return e, true
+		return e, now != nil, true
 	}
 	c := u.Claim
 	e.monitor, e.created, e.words = c.Monitor, c.Created.UnixNano(), words{c.Actor, c.Reason}
@@ -105,65 +112,135 @@ func (s *Store) entryOfClaim(p netip.Prefix, u *undo) (entry, bool) {
 			e.expires = uint64(max(c.Expires.UnixNano()-s.boots[s.boot].offset, 0))
 		}
 		if s.fromBoot(e.expires, e.boot) <= s.clock.Monotonic() {
-			return entry{remove: true, key: e.key, list: list}, true
+			return entry{remove: true, key: e.key, list: list}, now != nil, true
 		}
 	}
-	return e, true
+	return e, now == nil || s.entryOf(now) != e, true
 }
 
-func (s *Store) restoreAllow(u *undo) error {
-	s.writer.Lock()
-	defer s.writer.Unlock()
-	p, err := netip.ParsePrefix(u.Name)
-	if err != nil {
-		return err
-	}
-	next := maps.Clone(s.allows.by[FromAPI])
-	delete(next, p)
-	if u.Allow != nil {
-		a := u.Allow.Allow
-		if a.boot = u.Allow.Boot; u.Allow.Until != 0 {
-			if a.until = u.Allow.Until; a.boot != s.boots[s.boot].id {
-				a.until = uint64(max(a.Expires.UnixNano()-s.boots[s.boot].offset, 1))
+func (r *restore) allows() error {
+	r.writer.Lock()
+	defer r.writer.Unlock()
+	var out []AllowOutcome
+	next := maps.Clone(r.Store.allows.by[FromAPI])
+	for _, u := range r.things {
+		if u.About != AboutAllow {
+			continue
+		}
+		p, err := netip.ParsePrefix(u.Name)
+		if err != nil {
+			return err
+		}
+		delete(next, p)
+		if u.Allow != nil {
+			a := u.Allow.Allow
+			if a.boot = u.Allow.Boot; u.Allow.Until != 0 {
+				if a.until = u.Allow.Until; a.boot != r.boots[r.boot].id {
+					a.until = uint64(max(a.Expires.UnixNano()-r.boots[r.boot].offset, 1))
+				}
+			}
+			if a.Until() > r.clock.Monotonic() {
+				next[p] = a
 			}
 		}
-		if a.Until() > s.clock.Monotonic() {
-			next[p] = a
+		_, there := next[p]
+		out = append(out, AllowOutcome{Prefix: p})
+		r.decided(u, PrefixString(p), there, nil)
+	}
+	if len(out) == 0 {
+		return nil
+	}
+	r.out.Allows = true
+	return r.saveAllows(out, next)
+}
+
+// settings puts limits and interfaces back.
+func (r *restore) settings() error {
+	r.writer.Lock()
+	defer r.writer.Unlock()
+	limits, interfaces, newest := r.cloneLimits(), maps.Clone(r.interfaces), ""
+	for _, u := range r.things {
+		switch u.About {
+		case AboutLimit:
+			r.out.Limits, newest = true, u.Name
+			delete(limits.api, u.Name)
+			if u.Limit != nil {
+				limits.api[u.Name] = *u.Limit
+			}
+			_, there := limits.specs()[u.Name]
+			r.decided(u, u.Name, there, nil)
+		case AboutInterface:
+			r.out.Interfaces[u.Name] = u.Attached
+			i := interfaces[u.Name]
+			i.Name, i.API, i.Detached = u.Name, "", false
+			if u.Interface != nil {
+				i.API, i.Detached = u.Interface.API, u.Interface.Detached
+			}
+			if interfaces[u.Name] = i; i.API == "" && i.Config == "" {
+				delete(interfaces, u.Name)
+			}
+			r.decided(u, u.Name, u.Attached != "", nil)
+		case AboutBan, AboutAllow, AboutConfig, AboutPanic:
 		}
 	}
-	return s.saveAllows([]AllowOutcome{{Prefix: p}}, next)
-}
-
-func (s *Store) restoreLimit(u *undo) error {
-	s.writer.Lock()
-	defer s.writer.Unlock()
-	next := s.cloneLimits()
-	delete(next.api, u.Name)
-	if u.Limit != nil {
-		next.api[u.Name] = *u.Limit
+	if !r.out.Limits && len(r.out.Interfaces) == 0 {
+		return nil
 	}
-	return asError(s.save(next, s.interfaces, u.Name))
+	return asError(r.save(limits, interfaces, newest))
 }
 
-func (s *Store) restoreInterface(u *undo) error {
-	return s.remember(u.Name, func(i *Interface) {
-		i.API, i.Detached = "", false
-		if u.Interface != nil {
-			i.API, i.Detached = u.Interface.API, u.Interface.Detached
+func (r *restore) config() error {
+	for _, u := range r.things {
+		if u.About != AboutConfig || u.Config == nil {
+			continue
 		}
-	})
-}
-
-// Tried returns what a trial of a configuration holds; nil if it is of something else.
-func (s *Store) Tried(id string) *FileText {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	for _, t := range s.trials.list {
-		if u := t.of(Thing{About: AboutConfig}); t.ID == id && u != nil {
-			return u.Config
+		// What was rejected before is no newer word than this, should the file still say it.
+		text := u.Config.after(r.Rejected())
+		if err := r.Reject(text); err != nil {
+			return err
 		}
+		r.out.Config = text
+		r.out.Decisions = append(r.out.Decisions, Decision{About: AboutConfig, Op: OpReloaded, Trial: r.out.Trial.ID})
 	}
 	return nil
+}
+
+// EndTrial ends a trial that was taken back. What it has noted, a newer trial of the same thing goes
+// back to.
+func (s *Store) EndTrial(id string) error {
+	s.writer.Lock()
+	defer s.writer.Unlock()
+	t := s.trials.find(id)
+	if t == nil {
+		return nil
+	}
+	heirs := map[*undo]*undo{}
+	for _, u := range t.things {
+		newer := s.trials.newer(u)
+		if newer == nil {
+			continue
+		}
+		next := *u
+		next.of, next.at = newer.of, newer.at
+		if u.Config != nil && newer.Config != nil {
+			next.Config = &FileText{Text: u.Config.Text, None: u.Config.None, Tried: newer.Config.Tried, Also: newer.Config.Also}
+			next.Config = next.Config.after(u.Config)
+		}
+		heirs[newer] = &next
+	}
+	return asError(s.endThings("end the trial", slices.Clone(t.things), heirs))
+}
+
+// Tried tells whether a text of the configuration file is the one on trial, or one that was rejected;
+// and whether any is on trial.
+func (s *Store) Tried(sum string) (tried, any bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	pile := s.trials.held[Thing{About: AboutConfig}]
+	if len(pile) == 0 {
+		return s.trials.rejected.Has(sum), false
+	}
+	return pile[len(pile)-1].Config.Has(sum) || s.trials.rejected.Has(sum), true
 }
 
 // Rejected returns the configuration that is in force instead of one that was tried and not confirmed;

@@ -171,7 +171,8 @@ type ConfirmResponse struct {
 
 // TrialList is every change that is on trial.
 type TrialList struct {
-	Trials []Trial `json:"trials"`
+	Trials    []Trial      `json:"trials"`
+	TakenBack []EndedTrial `json:"taken_back,omitempty" doc:"What was taken back within the last hour, the newest last; the audit log has what was before, and before the daemon's start"`
 }
 
 // SourceView is one tracked source.
@@ -366,6 +367,8 @@ type Overview struct {
 	} `json:"events" doc:"Sampled packets"`
 	Reconcile Reconciled `json:"reconcile"`
 	Trials    []Trial    `json:"trials,omitempty" doc:"What is taken back unless it is confirmed"`
+
+	TakenBack []EndedTrial `json:"taken_back,omitempty" doc:"What was taken back within the last hour, the newest last"`
 }
 
 // Reconciled is what the last full comparison of state and kernel found.
