@@ -72,7 +72,7 @@ func (h *harness) say(thing Thing, text string, lasts time.Duration) error {
 	h.clock.advance(1) // no two claims are made at once
 	var out []Outcome
 	var err error
-	switch thing.About {
+	switch thing.About { //nolint:exhaustive // the model has no others
 	case AboutBan:
 		p := Proposal{Prefix: netip.MustParsePrefix(thing.Name), Origin: thing.Origin, Reason: text, For: lasts, Remove: text == ""}
 		out, err = h.Propose([]Proposal{p})
@@ -99,7 +99,7 @@ func (h *harness) say(thing Thing, text string, lasts time.Duration) error {
 
 // says is what a thing says.
 func (h *harness) says(thing Thing) string {
-	switch thing.About {
+	switch thing.About { //nolint:exhaustive // the model has no others
 	case AboutBan:
 		for c := range h.All(thing.Origin) {
 			if c.Prefix.String() == thing.Name {

@@ -12,10 +12,7 @@ import (
 
 const minute = Duration(time.Minute)
 
-var (
-	root  = Actor{Kind: ActorPeer, Name: "root", Scopes: []Scope{ScopeAdmin}}
-	token = Actor{Kind: ActorToken, Name: "gateway", Scopes: []Scope{ScopeBan}}
-)
+var root = Actor{Kind: ActorPeer, Name: "root", Scopes: []Scope{ScopeAdmin}}
 
 func thingOf(prefix string, o Origin) Thing { return Thing{About: AboutBan, Name: prefix, Origin: o} }
 
