@@ -362,8 +362,7 @@ func (e *engine) noteUse(ctx context.Context) error {
 // clients are those whose certificates the API takes.
 func clients(c []config.APIClient) (out []api.Client) {
 	for _, client := range c {
-		bounds := client.Bounds
-		out = append(out, api.Client{Name: client.Name, Owner: client.Owner, Scopes: slices.Clone(client.Scopes), Bounds: &bounds})
+		out = append(out, api.Client{Name: client.Name, Owner: client.Owner, Scopes: slices.Clone(client.Scopes), Bounds: client.Bounds()})
 	}
 	return out
 }

@@ -241,7 +241,7 @@ func TestSecurityWho(t *testing.T) {
 	other := s.token("other", state.TokenRequest{Scopes: []state.Scope{state.ScopeBan}})
 	reader := s.token("reader", state.TokenRequest{Scopes: []state.Scope{state.ScopeRead}})
 	limiter := s.token("limiter", state.TokenRequest{Scopes: []state.Scope{state.ScopeLimit}})
-	few := s.token("few", state.TokenRequest{Scopes: []state.Scope{state.ScopeBan}, Bounds: &state.Bounds{Claims: 1, Origins: []state.Origin{"api:few"}}})
+	few := s.token("few", state.TokenRequest{Scopes: []state.Scope{state.ScopeBan}, Bounds: &state.AskedBounds{Claims: new(1), Longest: new(state.Duration(0))}})
 	revoked := s.token("revoked", state.TokenRequest{Scopes: []state.Scope{state.ScopeAdmin}})
 	expired := s.token("expired", state.TokenRequest{Scopes: []state.Scope{state.ScopeAdmin}, For: "1s"})
 	if err := s.RemoveToken(t.Context(), "revoked"); err != nil {

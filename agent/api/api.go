@@ -85,7 +85,7 @@ func Handler(c Config) http.Handler {
 	config.Components.Schemas.RegisterTypeAlias(reflect.TypeFor[state.Threshold](), reflect.TypeFor[thresholdSchema]())
 	config.Components.SecuritySchemes = securitySchemes()
 	api := humago.New(mux, config)
-	api.UseMiddleware(scoped(c.Known), weighed)
+	api.UseMiddleware(known(c.Known).scoped, weighed)
 	b := backend{c.Backend}
 
 	b.bans(api)

@@ -93,7 +93,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	inside := &door{Server: s, bodies: newBodies(), weights: insideWeights()}
 	servers := []*http.Server{s.server(ctx, inside.serve(handler))}
-	listeners := []net.Listener{newGate(unix, maxUnix, maxUnixEach, nil, known)}
+	listeners := []net.Listener{newGate(unix, maxUnix, maxUnixEach, nil, credited)}
 	if s.config.TCP != nil {
 		outside, listener, err := s.listenTCP(ctx)
 		if err != nil {
@@ -116,8 +116,8 @@ func (s *Server) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// known finds out who a peer on the Unix socket is.
-func known(h *held) bool {
+// credited finds out who a peer on the Unix socket is.
+func credited(h *held) bool {
 	c, ok := credOf(h.Conn)
 	if h.cred = c; c.Uid != 0 && int(c.Uid) != os.Geteuid() {
 		h.key = fmt.Sprint(c.Uid)

@@ -341,3 +341,27 @@ func FuzzParse(f *testing.F) {
 		_ = c.Settings()
 	})
 }
+
+// A client that names one bound keeps the others, and one that wants none says so.
+func TestClientBounds(t *testing.T) {
+	day := state.Duration(24 * time.Hour)
+	for text, want := range map[string]*state.Bounds{
+		"scopes: [ban]":                       {IPv4: 32, IPv6: 64, Longest: day, Claims: 100_000, Origins: []state.Origin{"api:gw"}},
+		"scopes: [ban], ipv4: 24":             {IPv4: 24, IPv6: 64, Longest: day, Claims: 100_000, Origins: []state.Origin{"api:gw"}},
+		"scopes: [ban], longest: 0s":          {IPv4: 32, IPv6: 64, Claims: 100_000, Origins: []state.Origin{"api:gw"}},
+		"scopes: [ban], ipv6: 0, claims: 0":   {IPv4: 32, Longest: day, Origins: []state.Origin{"api:gw"}},
+		"scopes: [ban], origins: [\"api:x\"]": {IPv4: 32, IPv6: 64, Longest: day, Claims: 100_000, Origins: []state.Origin{"api:x"}},
+		"scopes: [ban], origins: []":          {IPv4: 32, IPv6: 64, Longest: day},
+		"scopes: [admin]":                     nil,
+		"scopes: [admin], ipv4: 24":           {IPv4: 24, IPv6: 64, Longest: day, Claims: 100_000, Origins: []state.Origin{"api:gw"}},
+	} {
+		c, err := Parse("levee.yaml", []byte("api:\n  tcp:\n    listen: 192.0.2.1:9465\n    certificate: /c\n    key: /k\n    client_ca: /a\n    clients:\n      - {name: gw, "+text+"}\n"))
+		if err != nil {
+			t.Errorf("%s: %v", text, err)
+			continue
+		}
+		if got := c.API.TCP.Clients[0].Bounds(); !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %+v, want %+v", text, got, want)
+		}
+	}
+}

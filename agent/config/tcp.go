@@ -33,7 +33,19 @@ type APIClient struct {
 	Name   string        `json:"name"`  // a DNS name, URI or mail address of the certificate, or else its common name
 	Owner  string        `json:"owner"` // who that is, in logs and claims
 	Scopes []state.Scope `json:"scopes"`
-	state.Bounds
+	state.AskedBounds
+}
+
+// Bounds are those of its bans; nil if it has none.
+func (c *APIClient) Bounds() *state.Bounds {
+	if c.unsaid() && slices.Contains(c.Scopes, state.ScopeAdmin) {
+		return nil
+	}
+	return c.Over(state.DefaultBounds(c.Owner))
+}
+
+func (c *APIClient) unsaid() bool {
+	return c.IPv4 == nil && c.IPv6 == nil && c.Longest == nil && c.Claims == nil && c.Origins == nil
 }
 
 func perSecond(n, burst uint64) state.Threshold {
@@ -44,15 +56,15 @@ func defaultTCP() TCP {
 	return TCP{Connections: 1024, EachAddress: 256, Requests: perSecond(500, 1000), FromAddress: perSecond(1000, 2000), BuiltInLimit: true}
 }
 
-// complete gives clients for whom no bounds are named those that a token gets.
+// complete gives clients the bounds that a token gets, where none are named.
 func (t *TCP) complete() {
 	for i := range t.Clients {
 		c := &t.Clients[i]
 		if c.Owner == "" {
 			c.Owner = c.Name
 		}
-		if b := c.Bounds; b.IPv4 == 0 && b.IPv6 == 0 && b.Longest == 0 && b.Claims == 0 && len(b.Origins) == 0 && !slices.Contains(c.Scopes, state.ScopeAdmin) {
-			c.Bounds = *state.DefaultBounds(c.Owner)
+		if b := c.Bounds(); b != nil {
+			c.AskedBounds = *b.Asked()
 		}
 	}
 	for i, h := range t.Hosts {
@@ -101,8 +113,10 @@ func (t *TCP) problems() []*state.Error {
 		if len(c.Scopes) == 0 {
 			bad(at+".scopes", "", "are missing: name some of read, ban, limit and admin")
 		}
-		if err := c.Validate(); err != nil {
-			found = append(found, err.In("api.tcp."+at))
+		if b := c.Bounds(); b != nil {
+			if err := b.Validate(); err != nil {
+				found = append(found, err.In("api.tcp."+at))
+			}
 		}
 	}
 	for _, f := range []struct {

@@ -34,11 +34,11 @@ type Token struct {
 
 // TokenRequest asks for a token.
 type TokenRequest struct {
-	Name   string  `json:"name" minLength:"1" maxLength:"32" example:"gateway" doc:"Its bans' actor, and with api: before it the origin that it speaks for if nobody says otherwise"`
-	Owner  string  `json:"owner,omitempty" maxLength:"256" doc:"Who answers for it; absent: who asks"`
-	Scopes []Scope `json:"scopes" minItems:"1" maxItems:"4" enum:"read,ban,limit,admin"`
-	For    string  `json:"for,omitempty" maxLength:"40" doc:"How long it works; absent: 90d" example:"90d"`
-	Bounds *Bounds `json:"bounds,omitempty" doc:"How far its bans may go; absent: single addresses and /64s, for a day, 100000 at once, of one origin of its own; none where it has the scope admin"`
+	Name   string       `json:"name" minLength:"1" maxLength:"32" example:"gateway" doc:"Its bans' actor, and with api: before it the origin that it speaks for if nobody says otherwise"`
+	Owner  string       `json:"owner,omitempty" maxLength:"256" doc:"Who answers for it; absent: who asks"`
+	Scopes []Scope      `json:"scopes" minItems:"1" maxItems:"4" enum:"read,ban,limit,admin"`
+	For    string       `json:"for,omitempty" maxLength:"40" doc:"How long it works; absent: 90d" example:"90d"`
+	Bounds *AskedBounds `json:"bounds,omitempty" doc:"How far its bans may go. What is absent is as everybody has it: single addresses and /64s, for a day, 100000 at once, of one origin of its own. Where it has the scope admin and nothing is named, there are none"`
 }
 
 // TokenSecret is a token and its text, which is told this once.
@@ -81,19 +81,61 @@ func (r *TokenRequest) token(by string, now time.Time) (*Token, *Error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Token{Name: r.Name, Owner: r.Owner, Scopes: slices.Clone(r.Scopes), Bounds: r.Bounds, Actor: by, Created: now, Expires: now.Add(life)}
+	t := &Token{Name: r.Name, Owner: r.Owner, Scopes: slices.Clone(r.Scopes), Actor: by, Created: now, Expires: now.Add(life)}
 	if t.Owner == "" {
 		t.Owner = by
 	}
-	if t.Bounds == nil && !slices.Contains(t.Scopes, ScopeAdmin) {
-		t.Bounds = DefaultBounds(r.Name)
-	}
-	if t.Bounds != nil {
+	if r.Bounds != nil || !slices.Contains(t.Scopes, ScopeAdmin) {
+		t.Bounds = r.Bounds.Over(DefaultBounds(r.Name))
 		if err := t.Bounds.Validate(); err != nil {
 			return nil, err.In("bounds")
 		}
 	}
 	return t, nil
+}
+
+// AskedBounds is bounds as somebody asks for them: naming one leaves the others as everybody has them.
+type AskedBounds struct {
+	IPv4    *int      `json:"ipv4,omitempty" minimum:"0" maximum:"32" doc:"The widest IPv4 prefix that may be banned, by its length; absent: 32; 0: any"`
+	IPv6    *int      `json:"ipv6,omitempty" minimum:"0" maximum:"128" doc:"The widest IPv6 prefix that may be banned, by its length; absent: 64; 0: any"`
+	Longest *Duration `json:"longest,omitempty" doc:"How long a ban may last; absent: 24h; 0s: also without an end"`
+	Claims  *int      `json:"claims,omitempty" minimum:"0" doc:"How many claims of its origins may live at once; absent: 100000; 0: any number"`
+	Origins []Origin  `json:"origins,omitzero" maxItems:"32" doc:"For whom it may speak, and whose claims it may take back; the first where a request does not say; absent: api: and its name; an empty list: for all"`
+}
+
+// Over returns the bounds that are asked for, and those of otherwise where nothing is said. Who may
+// speak for all has no bound of claims, unless one is asked for.
+func (a *AskedBounds) Over(otherwise *Bounds) *Bounds {
+	b := *otherwise
+	if a == nil {
+		return &b
+	}
+	if a.Origins != nil {
+		b.Origins = slices.Clone(a.Origins)
+		if len(a.Origins) == 0 {
+			b.Origins, b.Claims = nil, 0
+		}
+	}
+	if a.IPv4 != nil {
+		b.IPv4 = *a.IPv4
+	}
+	if a.IPv6 != nil {
+		b.IPv6 = *a.IPv6
+	}
+	if a.Longest != nil {
+		b.Longest = *a.Longest
+	}
+	if a.Claims != nil {
+		b.Claims = *a.Claims
+	}
+	return &b
+}
+
+// Asked is bounds that say of everything what it is to be.
+func (b *Bounds) Asked() *AskedBounds {
+	a := &AskedBounds{IPv4: new(b.IPv4), IPv6: new(b.IPv6), Longest: new(b.Longest), Claims: new(b.Claims), Origins: []Origin{}}
+	a.Origins = append(a.Origins, b.Origins...)
+	return a
 }
 
 // DefaultBounds are those of a token for which nobody names any.

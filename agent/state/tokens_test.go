@@ -2,9 +2,11 @@ package state
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"net/netip"
 	"os"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -144,9 +146,9 @@ func TestTokenRequests(t *testing.T) {
 		"owner":            {Name: "a", Scopes: []Scope{ScopeRead}, Owner: "a\nb"},
 		"for":              {Name: "a", Scopes: []Scope{ScopeRead}, For: "0s"},
 		"for ":             {Name: "a", Scopes: []Scope{ScopeRead}, For: "100000d"},
-		"bounds.ipv4":      {Name: "a", Scopes: []Scope{ScopeBan}, Bounds: &Bounds{IPv4: 64}},
-		"bounds.origins":   {Name: "a", Scopes: []Scope{ScopeBan}, Bounds: &Bounds{Origins: []Origin{"nobody"}}},
-		"bounds.origins  ": {Name: "a", Scopes: []Scope{ScopeBan}, Bounds: &Bounds{Origins: []Origin{"kernel"}}},
+		"bounds.ipv4":      {Name: "a", Scopes: []Scope{ScopeBan}, Bounds: &AskedBounds{IPv4: new(64)}},
+		"bounds.origins":   {Name: "a", Scopes: []Scope{ScopeBan}, Bounds: &AskedBounds{Origins: []Origin{"nobody"}}},
+		"bounds.origins  ": {Name: "a", Scopes: []Scope{ScopeBan}, Bounds: &AskedBounds{Origins: []Origin{"kernel"}}},
 	} {
 		if _, err := h.AddToken(r, "root"); err == nil || !strings.HasPrefix(AsError(err, "").Field, strings.TrimSpace(field)) {
 			t.Errorf("%+v: %v, want one about %s", r, err, field)
@@ -169,4 +171,40 @@ func TestTokensLater(t *testing.T) {
 		t.Error("the ban is gone")
 	}
 	h.token(TokenRequest{Name: "gateway", Scopes: []Scope{ScopeRead}})
+}
+
+// Who names one bound keeps the others, and who wants none says so.
+func TestAskedBounds(t *testing.T) {
+	h := open(t)
+	day := Duration(24 * time.Hour)
+	api := []Origin{"api:t"}
+	for text, want := range map[string]Bounds{
+		`{}`:                        {32, 64, day, 100_000, api},
+		`{"ipv4":24}`:               {24, 64, day, 100_000, api},
+		`{"ipv6":0}`:                {32, 0, day, 100_000, api},
+		`{"longest":"1h"}`:          {32, 64, Duration(time.Hour), 100_000, api},
+		`{"longest":"0s"}`:          {32, 64, 0, 100_000, api},
+		`{"claims":7}`:              {32, 64, day, 7, api},
+		`{"claims":0}`:              {32, 64, day, 0, api},
+		`{"origins":["api:other"]}`: {32, 64, day, 100_000, []Origin{"api:other"}},
+		`{"origins":[]}`:            {32, 64, day, 0, nil},
+		`{"ipv4":0,"ipv6":0,"longest":"0s","claims":0,"origins":[]}`: {},
+	} {
+		for _, scope := range []Scope{ScopeBan, ScopeAdmin} {
+			r := TokenRequest{Name: "t", Scopes: []Scope{scope}}
+			if err := json.Unmarshal([]byte(text), &r.Bounds); err != nil {
+				t.Fatal(err)
+			}
+			made := h.token(r)
+			if got := made.Bounds; got == nil || !reflect.DeepEqual(*got, want) {
+				t.Errorf("%s: %+v, want %+v", text, got, want)
+			}
+			if again := made.Bounds.Asked().Over(DefaultBounds("x")); !reflect.DeepEqual(*again, want) {
+				t.Errorf("%s: asked for again: %+v", text, again)
+			}
+			if _, err := h.RemoveToken("t"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 }

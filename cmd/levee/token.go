@@ -62,7 +62,7 @@ and speaks for the origin api:NAME alone; one with the scope admin has no such b
 }
 
 // bounds returns what the flags say; nil if they say nothing.
-func (f *tokenFlags) bounds(cmd *cobra.Command, name string) (*state.Bounds, error) {
+func (f *tokenFlags) bounds(cmd *cobra.Command, name string) (*state.AskedBounds, error) {
 	said := false
 	for _, flag := range []string{"ipv4", "ipv6", "longest", "claims", "origin"} {
 		said = said || cmd.Flags().Changed(flag)
@@ -71,7 +71,7 @@ func (f *tokenFlags) bounds(cmd *cobra.Command, name string) (*state.Bounds, err
 	case f.unbounded && said:
 		return nil, usage("--unbounded stands beside bounds; give one of them")
 	case f.unbounded:
-		return &state.Bounds{}, nil
+		return (&state.Bounds{}).Asked(), nil
 	case !said:
 		return nil, nil //nolint:nilnil // the daemon's defaults are meant
 	}
@@ -90,7 +90,7 @@ func (f *tokenFlags) bounds(cmd *cobra.Command, name string) (*state.Bounds, err
 	if err := b.Validate(); err != nil {
 		return nil, inFlag(strings.TrimSuffix(err.Field, "s"), err)
 	}
-	return b, nil
+	return b.Asked(), nil
 }
 
 func (a *app) tokenAdd(cmd *cobra.Command, name string, f tokenFlags) error {
