@@ -81,7 +81,6 @@ type bulk struct {
 	// With Whole:
 	kinds []state.Proposal // all that differ by more than their prefix
 	kept  []keptLine
-	made  []state.Made
 	held  []state.Thing // that are on trial until all is decided
 }
 
@@ -175,15 +174,12 @@ func (b *bulk) commit() error {
 	b.trials.order.RLock()
 	defer b.trials.order.RUnlock()
 	err := b.reconciler.Change(func() error {
-		if err := b.state.ProposeBriefly(b.proposals, out); err != nil {
-			return err
-		}
+		propose := b.state.ProposeBriefly
 		if b.request.Whole {
-			for i := range out {
-				if made, ok := out[i].Made(); ok {
-					b.made = append(b.made, made)
-				}
-			}
+			propose = b.state.ProposeWhole
+		}
+		if err := propose(b.proposals, out); err != nil {
+			return err
 		}
 		if err := b.enforce(out); err != nil {
 			return err
@@ -257,28 +253,26 @@ func (b *bulk) commitWhole() error {
 	}
 	b.trials.order.RLock()
 	defer b.trials.order.RUnlock()
+	if err := b.state.KeepWhole(); err != nil { // until then a daemon that ends has done nothing
+		return b.takeAllBack(err)
+	}
 	return b.release(b.held)
 }
 
+// takeAllBack takes back what was done of a whole, from its end on.
 func (b *bulk) takeAllBack(cause error) error {
 	a := b.answer
 	a.Nothing, a.Added, a.Changed, a.Unchanged = true, 0, 0, 0
-	for from := 0; from < len(b.made); from += bulkPart {
-		part := b.made[from:min(from+bulkPart, len(b.made))]
+	for left := true; left; {
 		err := b.reconciler.Change(func() error {
-			if err := b.state.Revert(part); err != nil {
-				return err
-			}
-			prefixes := make([]netip.Prefix, len(part))
-			for i := range part {
-				prefixes[i] = part[i].Prefix()
-			}
+			prefixes, err := b.state.DropWhole()
+			left = len(prefixes) > 0
 			b.reconciler.Apply(prefixes) // it only takes away, or puts what was there
-			return nil
+			return err
 		})
 		if err != nil {
 			failed := *state.AsError(err, state.CodeStorage)
-			failed.Detail = fmt.Sprintf("not all could be done, and taking back what was did not work, either: %s; levee bans shows what is in force", failed.Detail)
+			failed.Detail = fmt.Sprintf("not all could be done, and taking back what was did not work, either: %s; a restart of the daemon takes it back", failed.Detail)
 			return &failed
 		}
 	}

@@ -272,15 +272,17 @@ func (s *Store) overruled(p netip.Prefix) (n int) {
 	return n
 }
 
-// RevertAllows puts back what was before these outcomes.
+// RevertAllows puts back what was before these outcomes, in this order, unless something else was said since.
 func (s *Store) RevertAllows(outcomes []AllowOutcome) error {
 	s.writer.Lock()
 	defer s.writer.Unlock()
 	next := maps.Clone(s.allows.by[FromAPI])
-	for i := range outcomes {
+	for i := range slices.Backward(outcomes) { // one prefix may stand there twice
 		o := &outcomes[i]
+		now, there := next[o.Prefix]
 		switch {
 		case o.Status == StatusRefused || o.Status == StatusUnchanged:
+		case there == (o.Status == StatusRemoved) || there && now != *o.Allow:
 		case o.before != nil:
 			next[o.Prefix] = *o.before
 		default:

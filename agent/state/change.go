@@ -19,15 +19,17 @@ type listedKey struct {
 // without a lock.
 type change struct {
 	*Store
-	now     uint64
-	wall    int64
-	entries []entry
-	hashes  []uint32 // of the entries' keys
-	before  []uint32 // of each entry: the one before it about the same prefix, counted from 1; 0 none
-	pending index    // leads from a prefix to the last entry about it, counted from 1
-	grown   []int    // by how many claims a list grows
-	lists   []Origin // new ones
-	like    Proposal // the last one whose words were found valid
+	now        uint64
+	wall       int64
+	entries    []entry
+	hashes     []uint32  // of the entries' keys
+	before     []uint32  // of each entry: the one before it about the same prefix, counted from 1; 0 none
+	pending    index     // leads from a prefix to the last entry about it, counted from 1
+	grown      []int     // by how many claims a list grows
+	lists      []Origin  // new ones
+	notes      [][]entry // of parts of a whole: what was before them
+	carriedOut []byte    // the note that this transaction carries out; nil: none
+	like       Proposal  // the last one whose words were found valid
 }
 
 func (s *Store) change(size int) *change {

@@ -1,6 +1,8 @@
 package state
 
 import (
+	"fmt"
+	"net/netip"
 	"slices"
 )
 
@@ -9,10 +11,17 @@ type request struct {
 	proposals []Proposal
 	brief     bool    // outcomes say no more than they must
 	undo      []entry // written as they are
+	revert    []Made  // put back as it was before
+	whole     bool    // see ProposeWhole
+	drop      bool    // see DropWhole
+	dropped   []netip.Prefix
 	outcomes  []Outcome
 	err       *Error
 	done      bool
 }
+
+// size is about how many entries it takes.
+func (r *request) size() int { return len(r.proposals) + len(r.undo) + len(r.revert) }
 
 // commitEntries bounds what calls that wait for each other put into one transaction.
 const commitEntries = 1 << 16
@@ -41,32 +50,15 @@ func (s *Store) ProposeBriefly(proposals []Proposal, out []Outcome) error {
 	return nil
 }
 
-// Revert puts back what the origins had said before these claims were made, unless they have said
-// something else since. It is for claims that the kernel did not take.
+// Revert puts back what the origins had said before these claims were made, in this order, unless they
+// have said something else since. It is for claims that the kernel did not take.
 func (s *Store) Revert(made []Made) error {
-	r := &request{}
-	s.mu.RLock()
-	for i := range made {
-		m := &made[i]
-		cur := s.find(m.key, m.list)
-		if cur == nil || cur.created != m.created {
-			continue
-		}
-		if m.before != nil {
-			r.undo = append(r.undo, *m.before)
-		} else {
-			r.undo = append(r.undo, entry{remove: true, key: m.key, list: m.list})
-		}
-	}
-	s.mu.RUnlock()
-	if len(r.undo) == 0 {
+	if len(made) == 0 {
 		return nil
 	}
+	r := &request{revert: made}
 	s.submit(r)
-	if r.err != nil {
-		return r.err
-	}
-	return nil
+	return asError(r.err)
 }
 
 // submit has a request committed: by this caller together with all that wait, or by another one.
@@ -81,7 +73,7 @@ func (s *Store) submit(r *request) {
 		s.queue.Lock()
 		n, size := 0, 0
 		for n < len(s.waiting) && (n == 0 || size < commitEntries) {
-			size += len(s.waiting[n].proposals) + len(s.waiting[n].undo)
+			size += s.waiting[n].size()
 			n++
 		}
 		batch := slices.Clone(s.waiting[:n])
@@ -94,9 +86,10 @@ func (s *Store) submit(r *request) {
 func (s *Store) commit(batch []*request) {
 	size := 0
 	for _, r := range batch {
-		size += len(r.proposals) + len(r.undo)
+		size += r.size()
 	}
 	c := s.change(size)
+	var failed *Error
 	for _, r := range batch {
 		if r.outcomes == nil {
 			r.outcomes = make([]Outcome, len(r.proposals))
@@ -107,18 +100,31 @@ func (s *Store) commit(batch []*request) {
 			}
 			c.propose(&r.proposals[i], &r.outcomes[i], r.brief)
 		}
+		if r.whole {
+			c.note(r)
+		}
 		for _, e := range r.undo {
 			c.add(e)
 		}
+		for i := range slices.Backward(r.revert) {
+			m := &r.revert[i]
+			c.takeBack(m.created, []entry{m.back()})
+		}
+		if r.drop {
+			if err := c.drop(r); err != nil {
+				r.err = &Error{Code: CodeStorage, Field: "state", Value: s.config.Path, Detail: fmt.Sprintf("take back what was not done whole: %v", err)}
+			}
+		}
 	}
-	var failed *Error
-	if len(c.entries) > 0 {
+	if failed == nil && (len(c.entries) > 0 || c.carriedOut != nil) {
 		failed = c.save()
 	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	for _, r := range batch {
-		r.done, r.err = true, failed
+		if r.done = true; failed != nil {
+			r.err = failed
+		}
 		if failed != nil || r.brief {
 			continue
 		}

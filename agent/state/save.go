@@ -35,6 +35,9 @@ func (c *change) save() *Error {
 		if carried, err = c.clean(bucket, &g, first); err != nil {
 			return err
 		}
+		if err := c.saveNotes(tx); err != nil {
+			return err
+		}
 		meta := tx.Bucket(bucketMeta)
 		if err := meta.Put(keyWall, binary.BigEndian.AppendUint64(nil, uint64(c.wall))); err != nil {
 			return err

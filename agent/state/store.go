@@ -64,6 +64,8 @@ type Store struct {
 	fresh  bool
 	doubt  error
 
+	leftWhole atomic.Bool // something was not done whole, and could not be taken back
+
 	queue   sync.Mutex // guards waiting
 	waiting []*request
 	writer  sync.Mutex            // held by whoever commits
@@ -175,6 +177,9 @@ func Open(c Config) (*Store, error) {
 	}
 	if err := s.open(); err != nil {
 		return nil, err
+	}
+	if err := s.dropLeft(); err != nil {
+		s.log.Error("what an import has left that was to be done whole or not at all could not be taken back; that is tried again at the next one, or the next start", "error", err)
 	}
 	return s, nil
 }
