@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 )
 
 // Whoever can complete a handshake with port 22 must not be protected for it: a bot would buy itself
@@ -36,7 +37,7 @@ func (Host) Sessions() ([]Found, error) {
 	if err != nil {
 		return nil, err
 	}
-	ssh, err := sshProcesses(procDir, privsep)
+	ssh, err := sshProcesses(procDir, privsep, ofRoot)
 	if err != nil || len(ssh.vouched) == 0 {
 		return out, err
 	}
@@ -135,11 +136,12 @@ type sshSockets struct {
 	vouched map[uint32]bool // by one that serves somebody who has logged in
 }
 
-// sshProcesses looks through the processes of sshd. A process that ends meanwhile, or whose
-// descriptors may not be read, vouches for nobody.
-func sshProcesses(proc string, privsep int) (sshSockets, error) {
+// sshProcesses looks through the processes of sshd, which are those that run a program of that name from
+// a genuine place. A process that ends meanwhile, or may not be looked at, vouches for nobody.
+func sshProcesses(dir string, privsep int, genuine func(exe string) bool) (sshSockets, error) {
+	proc := processes{dir, genuine}
 	found := sshSockets{map[uint32]bool{}, map[uint32]bool{}}
-	dirs, err := os.ReadDir(proc)
+	dirs, err := os.ReadDir(dir)
 	if err != nil {
 		return found, err
 	}
@@ -147,12 +149,12 @@ func sshProcesses(proc string, privsep int) (sshSockets, error) {
 		if _, err := strconv.Atoi(d.Name()); err != nil {
 			continue
 		}
-		p, ok := readProcess(proc, d.Name())
+		p, ok := proc.read(d.Name())
 		if !ok {
 			continue
 		}
 		vouches := p.loggedIn(proc, privsep)
-		for _, inode := range socketsOf(filepath.Join(proc, d.Name(), "fd")) {
+		for _, inode := range socketsOf(filepath.Join(dir, d.Name(), "fd")) {
 			found.held[inode] = true
 			if vouches {
 				found.vouched[inode] = true
@@ -169,18 +171,29 @@ type process struct {
 	audit  string
 }
 
-// readProcess reads a process if it is one of sshd's.
-func readProcess(proc, pid string) (p process, ok bool) {
-	name, err := os.ReadFile(filepath.Join(proc, pid, "comm"))
+// processes is /proc, and says which files are programs that nobody but root has put there.
+type processes struct {
+	dir     string
+	genuine func(exe string) bool
+}
+
+// read reads a process if it is one of sshd's. The name that it goes by says nothing: whoever starts a
+// setuid program through a link gives it the link's name, and then it is root that calls itself sshd.
+func (proc processes) read(pid string) (p process, ok bool) {
+	name, err := os.ReadFile(filepath.Join(proc.dir, pid, "comm"))
+	if err != nil || !isSSH(strings.TrimSpace(string(name))) {
+		return p, false
+	}
+	exe, err := os.Readlink(filepath.Join(proc.dir, pid, "exe"))
 	if err != nil {
 		return p, false
 	}
-	switch strings.TrimSpace(string(name)) {
-	case "sshd", "sshd-session":
-	default:
+	// An sshd that was upgraded goes on with the file that it had.
+	exe = strings.TrimSuffix(exe, " (deleted)")
+	if !isSSH(filepath.Base(exe)) || !proc.genuine(exe) {
 		return p, false
 	}
-	status, err := os.ReadFile(filepath.Join(proc, pid, "status"))
+	status, err := os.ReadFile(filepath.Join(proc.dir, pid, "status"))
 	if err != nil {
 		return p, false
 	}
@@ -195,7 +208,7 @@ func readProcess(proc, pid string) (p process, ok bool) {
 			}
 		}
 	}
-	audit, err := os.ReadFile(filepath.Join(proc, pid, "sessionid"))
+	audit, err := os.ReadFile(filepath.Join(proc.dir, pid, "sessionid"))
 	if err != nil {
 		audit = []byte(noAudit) // a kernel without auditing
 	}
@@ -205,8 +218,8 @@ func readProcess(proc, pid string) (p process, ok bool) {
 
 // loggedIn tells whether the process serves somebody who has logged in. What runs as a user must have
 // been started by sshd as root: a user's own program can call itself anything.
-func (p process) loggedIn(proc string, privsep int) bool {
-	parent, ok := readProcess(proc, p.parent)
+func (p process) loggedIn(proc processes, privsep int) bool {
+	parent, ok := proc.read(p.parent)
 	if p.uid != 0 {
 		return ok && parent.uid == 0 && p.uid != privsep
 	}
@@ -215,6 +228,32 @@ func (p process) loggedIn(proc string, privsep int) bool {
 		before = parent.audit
 	}
 	return p.audit != noAudit && p.audit != "" && p.audit != before
+}
+
+func isSSH(name string) bool { return name == "sshd" || name == "sshd-session" }
+
+// ofRoot tells whether nobody but root can put a file at a path: the file, if it is there, and every
+// directory above it are root's, and nobody else may write to them.
+func ofRoot(path string) bool {
+	if !filepath.IsAbs(path) {
+		return false
+	}
+	for at := filepath.Clean(path); ; at = filepath.Dir(at) {
+		info, err := os.Lstat(at)
+		switch {
+		case errors.Is(err, fs.ErrNotExist) && at == filepath.Clean(path):
+			continue // it was removed; where it was tells enough
+		case err != nil:
+			return false
+		}
+		stat, ok := info.Sys().(*syscall.Stat_t)
+		if !ok || stat.Uid != 0 || info.Mode().Perm()&0o022 != 0 {
+			return false
+		}
+		if at == "/" {
+			return true
+		}
+	}
 }
 
 // socketsOf returns the inodes of the sockets among a process's descriptors.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -70,6 +71,19 @@ func pretend(t *testing.T, proc string, pid int, comm string, parent, uid int, a
 	if err := os.Symlink("/dev/null", filepath.Join(dir, "fd", "99")); err != nil {
 		t.Fatal(err)
 	}
+	runs(t, proc, pid, "/usr/sbin/"+comm)
+}
+
+// runs says which program a process runs.
+func runs(t *testing.T, proc string, pid int, exe string) {
+	t.Helper()
+	link := filepath.Join(proc, fmt.Sprint(pid), "exe")
+	if err := os.Remove(link); err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(exe, link); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // Who has not logged in has nobody who vouches for him, whatever he opens.
@@ -103,6 +117,25 @@ func TestProcesses(t *testing.T) {
 			pretend(t, proc, 20, "bash", 1, 1000, "4", 300)
 			pretend(t, proc, 21, "sshd", 20, 1000, "4", 400)
 		}, nil},
+		"a setuid program that was started through a link": {func(proc string) {
+			pretend(t, proc, 20, "bash", 1, 1000, "4", 300)
+			pretend(t, proc, 21, "sshd", 20, 0, "4", 400)
+			runs(t, proc, 21, "/usr/bin/sudo")
+			pretend(t, proc, 22, "sshd", 21, 1000, "4", 500)
+		}, nil},
+		"a file of a user's": {func(proc string) {
+			pretend(t, proc, 21, "sshd", 1, 0, noAudit, 400)
+			runs(t, proc, 21, "/home/evil/sshd")
+			pretend(t, proc, 22, "sshd", 21, 1000, "4", 500)
+			pretend(t, proc, 23, "sshd", 1, 0, "5", 600)
+			runs(t, proc, 23, "/home/evil/sshd")
+		}, nil},
+		"sshd was upgraded": {func(proc string) {
+			pretend(t, proc, 10, "sshd", 1, 0, noAudit, 100)
+			runs(t, proc, 10, "/usr/sbin/sshd (deleted)")
+			pretend(t, proc, 12, "sshd-session", 10, 1000, noAudit, 200)
+			runs(t, proc, 12, "/usr/lib/openssh/sshd-session (deleted)")
+		}, []uint32{200}},
 		"started by systemd for one connection": {func(proc string) {
 			pretend(t, proc, 11, "sshd", 1, 0, "8", 200)
 		}, []uint32{200}},
@@ -113,7 +146,7 @@ func TestProcesses(t *testing.T) {
 			if err := os.WriteFile(filepath.Join(proc, "version"), nil, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			got, err := sshProcesses(proc, privsep)
+			got, err := sshProcesses(proc, privsep, func(exe string) bool { return strings.HasPrefix(exe, "/usr/") })
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -121,6 +154,26 @@ func TestProcesses(t *testing.T) {
 				t.Errorf("vouched for %v, want %v", v, tt.vouched)
 			}
 		})
+	}
+}
+
+// A program is root's where nobody else could have put it.
+func TestOfRoot(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("takes files of root's")
+	}
+	dir := t.TempDir()
+	mine := filepath.Join(dir, "sshd")
+	if err := os.WriteFile(mine, nil, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]bool{
+		"/bin/../usr/bin/env": true, "/usr/bin/env": true, "/usr/bin/none-such": true,
+		mine: false, "/tmp/sshd": false, "/usr/none/such/sshd": false, "usr/bin/env": false, "": false,
+	} {
+		if got := ofRoot(path); got != want {
+			t.Errorf("%q: %t, want %t", path, got, want)
+		}
 	}
 }
 
