@@ -29,6 +29,9 @@ type Client struct {
 	// Proxied tells that a trusted proxy stands between. Then packets carry the proxy's address, not
 	// the client's.
 	Proxied bool
+	// Peer is the address at the other end of the connection: the client's own, or a proxy's. It is not
+	// valid on a Unix socket.
+	Peer netip.Addr
 }
 
 // resolver finds out who sent a request.
@@ -37,10 +40,17 @@ type resolver struct {
 	header  Header
 }
 
-// client is the rightmost address that is none of the trusted proxies': what stands to the left of
-// it was written by the client itself, or by someone whom nobody vouches for.
+// client finds out who sent a request, and from where it came.
 func (v *resolver) client(r *http.Request) Client {
 	remote, ok := peer(r.RemoteAddr)
+	c := v.on(remote, ok, r)
+	c.Peer = remote
+	return c
+}
+
+// on is the rightmost address that is none of the trusted proxies': what stands to the left of
+// it was written by the client itself, or by someone whom nobody vouches for.
+func (v *resolver) on(remote netip.Addr, ok bool, r *http.Request) Client {
 	if !ok {
 		// A Unix socket: who may connect to it is the server's own proxy.
 		if v.header == NoHeader {

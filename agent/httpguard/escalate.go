@@ -181,6 +181,11 @@ func (e *escalator) once(ctx context.Context, list []wanted, last bool) error {
 			Reason: fmt.Sprintf("httpguard: %s; offence %d", w.Reason, w.Times),
 			For:    state.Duration(left.Round(time.Second)).String(),
 		}
+		// The daemon then sees to it that what it bans is what packets come from. Where it shields the
+		// proxies, it is they who see that.
+		if w.Client.Peer.IsValid() && !w.Client.Proxied {
+			r.Bans[i].Via = w.Client.Peer.String()
+		}
 	}
 	answer, err := e.config.Escalation.Daemon.Ban(ctx, r)
 	if err == nil && len(answer.Bans) != len(list) {

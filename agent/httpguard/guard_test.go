@@ -270,7 +270,7 @@ func TestFailures(t *testing.T) {
 		}
 		e := <-b.told
 		asked := d.bans()
-		want := state.BanItem{Prefix: "192.0.2.1/32", Origin: "api:shop", For: length, Reason: fmt.Sprintf("httpguard: failed logins, 3 within 1m0s; offence %d", i+1)}
+		want := state.BanItem{Prefix: "192.0.2.1/32", Origin: "api:shop", For: length, Reason: fmt.Sprintf("httpguard: failed logins, 3 within 1m0s; offence %d", i+1), Via: "192.0.2.1"}
 		if last := asked[len(asked)-1]; last != want || e.Kind != Banned || len(asked) != i+1 {
 			t.Fatalf("%+v, %+v", last, e)
 		}
@@ -377,6 +377,10 @@ func TestSpared(t *testing.T) {
 			got := ""
 			for _, item := range d.bans() {
 				got += item.Prefix
+				// What the packets come from is said where it is what is banned.
+				if via := map[bool]string{false: tt.from}[tt.config.Escalation.AtProxy]; item.Via != via {
+					t.Errorf("%s by way of %q, want %q", item.Prefix, item.Via, via)
+				}
 			}
 			if got != tt.banned {
 				t.Errorf("banned %q; %v", got, b.kinds())
