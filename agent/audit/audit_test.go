@@ -444,6 +444,52 @@ func TestRefusals(t *testing.T) {
 	f.verify()
 }
 
+// A batch of which all was refused is a failure and says why; one of which a part was is none, and is
+// found all the same.
+func TestRefusedBatch(t *testing.T) {
+	f := open(t)
+	refused := state.AuditBans{Status: state.StatusRefused, Code: state.CodeProtected, Error: "is this host", Prefixes: []string{"127.0.0.1"}}
+	added := state.AuditBans{Status: state.StatusAdded, Prefixes: []string{"192.0.2.1"}}
+	for _, c := range []struct {
+		bans                  []state.AuditBans
+		outcome, code, reason string
+		refused               bool
+	}{
+		{[]state.AuditBans{refused}, "failure", "protected", "is this host", true},
+		{[]state.AuditBans{added, refused}, "success", "", "", true},
+		{[]state.AuditBans{added}, "success", "", "", false},
+	} {
+		f.Write(&state.AuditEvent{Action: "ban", Bans: c.bans})
+		lines := f.lines()
+		var r Record
+		if err := json.Unmarshal([]byte(lines[len(lines)-1]), &r); err != nil {
+			t.Fatal(err)
+		}
+		if e := r.Event; e.Outcome != c.outcome || e.Code != c.code || e.Reason != c.reason || r.Refused() != c.refused {
+			t.Errorf("%+v: %+v, refused %t", c.bans, e, r.Refused())
+		}
+	}
+}
+
+// Whether a token that was tried is one that there is makes no difference to what is written.
+func TestRefusedTokens(t *testing.T) {
+	f := open(t)
+	refuse := func(name string) int {
+		before := len(f.lines())
+		f.Refuse(&state.AuditEvent{Action: "authenticate", Code: state.CodeUnauthorized, Reason: "x",
+			By: state.Actor{Kind: state.ActorToken, Name: name, Address: netip.MustParseAddrPort("198.51.100.7:1")}})
+		return len(f.lines()) - before
+	}
+	for range 3 * perKind {
+		refuse("")
+	}
+	for _, name := range []string{"", "gateway", "other"} {
+		if n := refuse(name); n != 0 {
+			t.Errorf("%q: %d records were written", name, n)
+		}
+	}
+}
+
 func heap() int {
 	runtime.GC()
 	var m runtime.MemStats

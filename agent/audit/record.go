@@ -100,8 +100,12 @@ func records(e *state.AuditEvent, now time.Time) []Record {
 		Event: event{Kind: "event", Module: "levee", Dataset: "levee.audit", Action: clean(e.Action), Outcome: "success",
 			Code: string(e.Code), Reason: clean(e.Reason)},
 		Levee: levee{Actor: string(e.By.Kind), Target: clean(e.Target)}}
-	if e.Refused || e.Failed {
+	done, refused, first := tally(e.Bans)
+	if e.Refused || e.Failed || done == 0 && refused > 0 {
 		r.Event.Outcome = "failure"
+		if first != nil && r.Event.Code == "" {
+			r.Event.Code, r.Event.Reason = string(first.Code), clean(first.Error)
+		}
 	}
 	r.Event.Category, r.Event.Type = kindOf(e)
 	if e.By.Name != "" || e.By.ID != "" {
@@ -188,18 +192,36 @@ func kindOf(e *state.AuditEvent) (category, kind []string) {
 	return category, []string{"change"}
 }
 
+// tally counts the prefixes of which something was done and those that were refused, and returns the
+// first refusal.
+func tally(bans []state.AuditBans) (done, refused int, first *state.AuditBans) {
+	for i := range bans {
+		if bans[i].Status != state.StatusRefused {
+			done += len(bans[i].Prefixes)
+			continue
+		}
+		if refused += len(bans[i].Prefixes); first == nil {
+			first = &bans[i]
+		}
+	}
+	return done, refused, first
+}
+
+// Refused tells whether the record is of something that was refused or did not work out, as a whole or
+// in part.
+func (r *Record) Refused() bool {
+	_, refused, _ := tally(r.Levee.Bans)
+	return r.Event.Outcome == "failure" || refused > 0
+}
+
 func message(e *state.AuditEvent) string {
 	who := clean(e.By.String())
 	if who == "" {
 		who = "somebody unknown"
 	}
-	done, refused, one := 0, 0, ""
+	done, refused, _ := tally(e.Bans)
+	one := ""
 	for _, b := range e.Bans {
-		if b.Status == state.StatusRefused {
-			refused += len(b.Prefixes)
-		} else {
-			done += len(b.Prefixes)
-		}
 		if len(b.Prefixes) > 0 {
 			one = clean(b.Prefixes[0])
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -32,11 +33,11 @@ files on this host, without the daemon, and takes the right to read them.`,
 // auditFile is what flags say of where the log is.
 type auditFile struct{ config, path string }
 
-func (f *auditFile) find() (string, error) {
+func (f *auditFile) find(getenv func(string) string) (string, error) {
 	if f.path != "" {
 		return f.path, nil
 	}
-	c, err := config.Load(f.config)
+	c, err := config.Load(cmp.Or(f.config, getenv("LEVEE_CONFIG")))
 	if err != nil {
 		return "", err
 	}
@@ -81,7 +82,7 @@ func (a *app) auditShowCommand(where *auditFile) *cobra.Command {
 }
 
 func (a *app) auditShow(where *auditFile, f auditFlags) error {
-	path, err := where.find()
+	path, err := where.find(a.getenv)
 	if err != nil {
 		return err
 	}
@@ -94,7 +95,7 @@ func (a *app) auditShow(where *auditFile, f auditFlags) error {
 		if err != nil {
 			return auditError(path, err)
 		}
-		if e.Time.Before(since) || f.action != "" && e.Event.Action != f.action || f.refused && e.Event.Outcome != "failure" ||
+		if e.Time.Before(since) || f.action != "" && e.Event.Action != f.action || f.refused && !e.Refused() ||
 			f.user != "" && (e.User == nil || e.User.Name != f.user) {
 			continue
 		}
@@ -179,7 +180,7 @@ another host, and give it to --hash later; or have the daemon send copies elsewh
 		Example: `  levee audit verify`,
 		Args:    cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			path, err := where.find()
+			path, err := where.find(a.getenv)
 			if err != nil {
 				return err
 			}

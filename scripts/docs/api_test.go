@@ -19,6 +19,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -178,6 +179,58 @@ func TestAPI(t *testing.T) {
 	}
 	if n < 20 {
 		t.Errorf("only %d examples found: are the page's blocks still marked ```sh?", n)
+	}
+}
+
+// The examples of the audit log's page are run on the log of a daemon that has granted and refused.
+func TestAudit(t *testing.T) {
+	h := newAPIHost(t)
+	path := filepath.Join(h.dir, "audit.jsonl")
+	for _, command := range []string{"levee ban 203.0.113.7 --for 1h", "levee unban 203.0.113.7", "levee token add gateway --scope read -q"} {
+		if out, code := h.run(command); code != 0 {
+			t.Fatalf("`%s`: exit code %d:\n%s", command, code, out)
+		}
+	}
+	if out, code := h.run("levee ban 127.0.0.1"); code != 4 {
+		t.Fatalf("a ban of this host: exit code %d:\n%s", code, out)
+	}
+	hash := regexp.MustCompile("[0-9a-f]{64}")
+	kept := ""
+	n := 0
+	for _, command := range examples(t, filepath.Join(root, "docs", "audit.md")) {
+		command = hash.ReplaceAllString(command, kept) // which an earlier example has printed
+		out, code := h.run(command)
+		if n++; code != 0 {
+			t.Errorf("`%s`: exit code %d:\n%s", command, code, out)
+		}
+		switch {
+		case strings.Contains(command, "verify"):
+			if kept = hash.FindString(out); kept == "" {
+				t.Errorf("`%s` printed no hash:\n%s", command, out)
+			}
+		case strings.Contains(command, "--refused"):
+			if !strings.Contains(out, "127.0.0.1") || strings.Contains(out, "gateway") {
+				t.Errorf("`%s`:\n%s", command, out)
+			}
+		default:
+			if !strings.Contains(out, "203.0.113.7") || !strings.Contains(out, "gateway") {
+				t.Errorf("`%s`:\n%s", command, out)
+			}
+		}
+	}
+	if n < 4 {
+		t.Errorf("only %d examples found: are the page's blocks still marked ```sh?", n)
+	}
+	if out, code := h.run("levee audit verify --hash " + strings.Repeat("0", 64)); code != 1 {
+		t.Errorf("a hash that is not in the log: exit code %d:\n%s", code, out)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.write("audit.jsonl", bytes.Replace(text, []byte("203.0.113.7"), []byte("203.0.113.8"), 1))
+	if out, code := h.run("levee audit verify"); code != 1 || !strings.Contains(out, "audit.jsonl:") {
+		t.Errorf("a record was changed: exit code %d:\n%s", code, out)
 	}
 }
 
