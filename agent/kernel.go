@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"iter"
 	"log/slog"
 	"net/netip"
 
@@ -57,7 +56,6 @@ type Bans interface {
 	Lookup(netip.Addr) (maps.Ban, bool)
 	Slots() (v4, v6 int)
 	Capacity() (v4, v6 int)
-	All() iter.Seq[maps.Ban]
 }
 
 // Allows is the allow list.

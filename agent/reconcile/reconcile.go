@@ -24,6 +24,7 @@ type Bans interface {
 	Sync(iter.Seq[maps.Ban]) (maps.Changes, error)
 	Compare(at int, wanted func(netip.Prefix) (maps.Ban, bool)) (next, differing int)
 	Lacks([]maps.Ban) int
+	All() iter.Seq[maps.Ban]
 	Len() (v4, v6 int)
 }
 

@@ -31,6 +31,8 @@ type kernel struct {
 	room   int
 
 	switches maps.Switches
+	damaged  bool // beyond what it bans
+	synced   int  // how often all of it was put right at once
 }
 
 func (k *kernel) PutMany(bans []maps.Ban) (failed []error) {
@@ -66,6 +68,9 @@ func (k *kernel) Compare(_ int, wanted func(netip.Prefix) (maps.Ban, bool)) (nex
 			differing++
 		}
 	}
+	if k.damaged {
+		differing++
+	}
 	return -1, differing
 }
 
@@ -78,6 +83,12 @@ func (k *kernel) Lacks(bans []maps.Ban) (lacking int) {
 		}
 	}
 	return lacking
+}
+
+func (k *kernel) All() iter.Seq[maps.Ban] {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Values(slices.Collect(stdmaps.Values(k.bans)))
 }
 
 func (k *kernel) Len() (v4, v6 int) {
@@ -104,6 +115,8 @@ func (k *kernel) Delete(p netip.Prefix) bool {
 func (k *kernel) Sync(wanted iter.Seq[maps.Ban]) (c maps.Changes, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.damaged = false
+	k.synced++
 	seen := map[netip.Prefix]bool{}
 	for b := range wanted {
 		seen[b.Prefix] = true
@@ -210,6 +223,43 @@ func TestApplyAndSync(t *testing.T) {
 	}
 	if r.Last().Drift != 2 {
 		t.Error("the drift is not remembered")
+	}
+}
+
+// What somebody else has changed is put right without holding up everybody; only a damage beyond that is
+// put right at once.
+func TestMend(t *testing.T) {
+	s, k, r := setup(t)
+	k.room = 10_000
+	for i := range 3000 {
+		ban(t, s, r, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 32).String(), 0)
+	}
+	want := k.show()
+	for i := range 1500 {
+		k.Delete(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 32))
+		if err := k.Put(maps.Ban{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{11, 0, byte(i >> 8), byte(i)}), 32)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other := netip.MustParsePrefix("10.0.11.1/32")
+	if err := k.Put(maps.Ban{Prefix: other, List: 77, Expires: 5}); err != nil {
+		t.Fatal(err)
+	}
+	r.Whole(t.Context())
+	if last := r.Last(); last.Drift != 3001 || last.Error != "" || k.synced != 0 {
+		t.Errorf("%+v, put right at once %d times", last, k.synced)
+	}
+	if k.show() != want {
+		t.Errorf("in force: %s", k.show())
+	}
+	k.damaged = true
+	r.Whole(t.Context())
+	if k.synced != 1 || k.damaged || k.show() != want {
+		t.Errorf("put right at once %d times", k.synced)
+	}
+	r.Whole(t.Context())
+	if last := r.Last(); last.Drift != 0 || k.synced != 1 {
+		t.Errorf("%+v, put right at once %d times", last, k.synced)
 	}
 }
 

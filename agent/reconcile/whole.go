@@ -79,8 +79,8 @@ func wrap(what string, err error) error {
 }
 
 // Whole is the comparison of the whole. A million bans are compared in small steps, so that a change
-// waits for one of them at most. Only if somebody else has written to the table, all of it is put right
-// at once.
+// waits for one of them at most. What somebody else has changed is put right in small steps, too; only if
+// the tables are damaged beyond what they ban, all of them are put right at once.
 func (r *Reconciler) Whole(ctx context.Context) {
 	if r.State.Tick() {
 		r.Log.Info("bans from before the last boot follow the wall clock")
@@ -93,9 +93,13 @@ func (r *Reconciler) Whole(ctx context.Context) {
 	drift, errSettings := r.syncSettings()
 	var errBans error
 	if !r.agree(ctx) && ctx.Err() == nil {
-		var changes maps.Changes
-		changes, errBans = r.syncBans(r.Bans.Sync)
-		drift += changes.Drift()
+		r.sweep()
+		drift += r.mend(ctx)
+		if !r.agree(ctx) && ctx.Err() == nil {
+			var changes maps.Changes
+			changes, errBans = r.syncBans(r.Bans.Sync)
+			drift += changes.Drift()
+		}
 	}
 	if ctx.Err() != nil {
 		return

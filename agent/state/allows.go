@@ -135,6 +135,19 @@ type AllowProposal struct {
 
 // ProposeAllows makes and takes back allow entries of the run time; each proposal gets its outcome.
 func (s *Store) ProposeAllows(proposals []AllowProposal) ([]AllowOutcome, error) {
+	const most = 16 // to look through all claims for
+	out, err := s.proposeAllows(proposals)
+	for i := range out {
+		if err == nil && out[i].Status == StatusAdded && len(out) <= most {
+			if n := s.overruled(out[i].Prefix); n > 0 {
+				out[i].Notes = append(out[i].Notes, fmt.Sprintf("it overrules %d %s", n, plural(n, "ban", "bans")))
+			}
+		}
+	}
+	return out, err
+}
+
+func (s *Store) proposeAllows(proposals []AllowProposal) ([]AllowOutcome, error) {
 	s.writer.Lock()
 	defer s.writer.Unlock()
 	out := make([]AllowOutcome, len(proposals))
@@ -240,11 +253,6 @@ func (s *Store) saveAllows(out []AllowOutcome, next map[netip.Prefix]Allow) erro
 	s.allows.by[FromAPI] = next
 	for i := range out {
 		s.allows.refresh(out[i].Prefix)
-		if out[i].Status == StatusAdded && len(out) <= 16 {
-			if n := s.overruled(out[i].Prefix); n > 0 {
-				out[i].Notes = append(out[i].Notes, fmt.Sprintf("it overrules %d %s", n, plural(n, "ban", "bans")))
-			}
-		}
 	}
 	return nil
 }
@@ -259,11 +267,13 @@ func plural(n int, one, many string) string {
 // overruled counts the banned prefixes that an allow entry stands against.
 func (s *Store) overruled(p netip.Prefix) (n int) {
 	k := keyOf(p)
+	s.mu.RLock()
 	for range s.covering(k) {
 		n++
 	}
+	s.mu.RUnlock()
 	if !p.IsSingleIP() {
-		for _, r := range s.all(1, s.used) {
+		for _, r := range s.inSteps() {
 			if r.bits > k.bits && r.head() && k.contains(r.key()) {
 				n++
 			}

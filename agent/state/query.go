@@ -171,7 +171,8 @@ type Filter struct {
 }
 
 // List returns claims that a filter selects, the newest first, how many it selects in all, and a
-// cursor for the next page, empty if this is the last.
+// cursor for the next page, empty if this is the last. It lets changes through on its way: one that
+// comes in between may or may not be seen.
 func (s *Store) List(f Filter) (page []Claim, total int, next string, failed *Error) {
 	var after *place
 	if f.After != "" {
@@ -181,11 +182,9 @@ func (s *Store) List(f Filter) (page []Claim, total int, next string, failed *Er
 		}
 		after = &p
 	}
-	s.mu.RLock()
-	defer s.mu.RUnlock()
 	list := uint16(0)
 	if f.Origin != "" {
-		n, ok := s.numbers[f.Origin]
+		n, ok := s.numberOf(f.Origin)
 		if !ok {
 			return nil, 0, "", nil
 		}
@@ -201,7 +200,7 @@ func (s *Store) List(f Filter) (page []Claim, total int, next string, failed *Er
 	}
 	now := s.clock.Monotonic()
 	var found placeHeap
-	for slot, r := range s.all(1, s.used) {
+	for slot, r := range s.inSteps() {
 		if list != 0 && r.list != list || r.created < since || r.expires <= now ||
 			f.Within.IsValid() && !within.contains(r.key()) {
 			continue
@@ -224,11 +223,36 @@ func (s *Store) List(f Filter) (page []Claim, total int, next string, failed *Er
 		found = found[:f.Limit]
 		next = found[f.Limit-1].String()
 	}
-	page = make([]Claim, len(found))
-	for i, p := range found {
-		page[i] = s.claimOf(s.at(p.slot))
+	return s.claimsAt(found), total, next, nil
+}
+
+// inSteps iterates over the live records, with the lock held while one is looked at, and given away every
+// so many of them.
+func (s *Store) inSteps() iter.Seq2[uint32, *record] {
+	return func(yield func(uint32, *record) bool) {
+		for from, used := uint32(1), uint32(2); from < used; from += chunk {
+			going := true
+			s.mu.RLock()
+			used = s.used
+			for slot, r := range s.all(from, from+chunk) {
+				if going = yield(slot, r); !going {
+					break
+				}
+			}
+			s.mu.RUnlock()
+			if !going {
+				return
+			}
+		}
 	}
-	return page, total, next, nil
+}
+
+// numberOf returns the number of an origin's list.
+func (s *Store) numberOf(o Origin) (uint16, bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	n, ok := s.numbers[o]
+	return n, ok
 }
 
 // place is a claim's place in a listing: the newest first, and where several were made at once, by

@@ -57,30 +57,25 @@ func (s *Store) Around(p netip.Prefix, most int) Around {
 	allowed := outermost(a.Allows)
 
 	var found placeHeap
-	for from, used := uint32(1), uint32(2); from < used; from += chunk {
-		s.mu.RLock()
-		used = s.used
-		for slot, r := range s.all(from, from+chunk) {
-			if r.bits <= asked.bits || !asked.contains(r.key()) {
-				continue
-			}
-			if r.head() {
-				enforced.add(s.claims, slot, allowed, now)
-				banned.add(s.claims, slot, allowed, now)
-			}
-			if r.expires <= now {
-				continue
-			}
-			a.Total++
-			switch p := (place{r.created, r.key(), r.list, slot}); {
-			case len(found) < most:
-				heap.Push(&found, p)
-			case most > 0 && p.compare(found[0]) < 0:
-				found[0] = p
-				heap.Fix(&found, 0)
-			}
+	for slot, r := range s.inSteps() {
+		if r.bits <= asked.bits || !asked.contains(r.key()) {
+			continue
 		}
-		s.mu.RUnlock()
+		if r.head() {
+			enforced.add(s.claims, slot, allowed, now)
+			banned.add(s.claims, slot, allowed, now)
+		}
+		if r.expires <= now {
+			continue
+		}
+		a.Total++
+		switch p := (place{r.created, r.key(), r.list, slot}); {
+		case len(found) < most:
+			heap.Push(&found, p)
+		case most > 0 && p.compare(found[0]) < 0:
+			found[0] = p
+			heap.Fix(&found, 0)
+		}
 	}
 	a.Contained = s.claimsAt(found)
 	a.Enforced, _ = enforced.result(allowed)
@@ -93,13 +88,15 @@ func (s *Store) Around(p netip.Prefix, most int) Around {
 // claimsAt returns the claims that stand at places in their order, but for those that have gone.
 func (s *Store) claimsAt(found []place) []Claim {
 	slices.SortFunc(found, place.compare)
-	s.mu.RLock()
-	defer s.mu.RUnlock()
 	claims := make([]Claim, 0, len(found))
-	for _, p := range found {
-		if r := s.at(p.slot); r.live() && r.key() == p.key && r.list == p.list {
-			claims = append(claims, s.claimOf(r))
+	for part := range slices.Chunk(found, chunk) {
+		s.mu.RLock()
+		for _, p := range part {
+			if r := s.at(p.slot); r.live() && r.key() == p.key && r.list == p.list {
+				claims = append(claims, s.claimOf(r))
+			}
 		}
+		s.mu.RUnlock()
 	}
 	return claims
 }
