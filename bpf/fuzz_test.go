@@ -67,7 +67,11 @@ func TestProgramAgainstReference(t *testing.T) {
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
 	frames := seeds()
-	for range 20_000 {
+	rounds := 20_000
+	if testing.Short() {
+		rounds /= 8
+	}
+	for range rounds {
 		frame := slices.Clone(frames[random.IntN(len(frames))])
 		for range random.IntN(4) {
 			at := random.IntN(min(len(frame), 120))

@@ -103,6 +103,9 @@ func TestTimeNamespace(t *testing.T) {
 	if _, err := os.Stat("/proc/self/ns/time"); err != nil {
 		t.Skip("the kernel has no time namespaces (CONFIG_TIME_NS)")
 	}
+	if !exists("/bin/sh") {
+		t.Skip("no unshare here, which makes the namespace")
+	}
 	cmd := exec.Command("unshare", "--time", "--monotonic", "86400", "--fork", "/proc/self/exe", "-test.run=^TestTimeNamespace$")
 	self, err := os.Executable()
 	must(t, err)

@@ -182,6 +182,9 @@ func BenchmarkCounters(b *testing.B) {
 
 // TestMemoryOfMillion holds the process to what the tables of a million bans may cost it.
 func TestMemoryOfMillion(t *testing.T) {
+	if testing.Short() {
+		t.Skip("what a million bans take of the daemon's memory, whatever the kernel")
+	}
 	k := load(t, defaults())
 	debug.FreeOSMemory()
 	before := resident(t)

@@ -31,7 +31,7 @@ func TestCompare(t *testing.T) {
 			k := load(t, s)
 			r := seeded(t)
 			found := 0
-			for round := range 30 * long() {
+			for round := range some(30 * long()) {
 				w, want := newWorld(r), make(model)
 				for range 120 {
 					if ban := w.ban(w.IntN(2) == 0); k.Bans.Put(ban) == nil {

@@ -9,8 +9,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/levee-xdp/levee/scripts/kernels/plan"
 )
@@ -68,7 +71,7 @@ func static(ctx context.Context, verb string, args ...string) error {
 
 // steps are what is run on each kernel; bin and tree say where the binaries and the sources are there.
 func steps(bin func(name string) string, tree string, o options, env ...string) []plan.Step {
-	list := []plan.Step{{Name: probeStep, Command: []string{bin("guest"), "probe"}, Dir: tree, Limit: time.Minute}}
+	list := []plan.Step{{Name: probeStep, Command: []string{bin("guest"), "probe"}, Dir: tree, Limit: 5 * time.Minute}}
 	for _, p := range strings.Split(o.packages, ",") {
 		command := []string{bin(p), "-test.v=test2json", "-test.short", "-test.timeout=" + stepLimit.String()}
 		if o.tests != "" {
@@ -79,45 +82,62 @@ func steps(bin func(name string) string, tree string, o options, env ...string) 
 	return list
 }
 
-// all runs the steps on each kernel, one after another.
+// all runs the steps on each kernel: machines o.jobs at a time, the host when they are done. A machine
+// that does not come to its end keeps the others from nothing.
 func (w *work) all(ctx context.Context, o options) ([]*result, error) {
-	var results []*result
-	var s *store
-	for _, k := range kernels {
-		if !o.asked(k.Name) {
-			continue
-		}
-		if s == nil {
-			var err error
-			if s, err = newStore(o.cache); err != nil {
-				return nil, err
-			}
-			if _, err := s.newest(k); err != nil || o.refresh {
-				if err := s.update(); err != nil {
-					return nil, err
-				}
-			}
-		}
-		dir, version, err := s.fetch(k)
-		if err != nil {
-			return nil, fmt.Errorf("kernel %s: %w", k.Name, err)
-		}
-		fmt.Printf("kernel %s (%s of Debian %s) boots\n", k.Name, version, k.Suite)
-		r, err := w.boot(ctx, k, dir, o)
-		if err != nil {
-			return nil, fmt.Errorf("kernel %s: %w", k.Name, err)
-		}
-		results = append(results, r)
+	asked := slices.DeleteFunc(slices.Clone(kernels), func(k kernel) bool { return !o.asked(k.Name) })
+	dirs, err := fetchAll(asked, o)
+	if err != nil {
+		return nil, err
 	}
+	results, errs := make([]*result, len(asked)+1), make([]error, len(asked)+1)
+	var group errgroup.Group
+	group.SetLimit(max(o.jobs, 1))
+	for i, k := range asked {
+		group.Go(func() error {
+			var err error
+			if results[i], err = w.boot(ctx, k, dirs[i], o); err != nil {
+				errs[i] = fmt.Errorf("kernel %s: %w", k.Name, err)
+			}
+			return nil
+		})
+	}
+	_ = group.Wait() // each has its own error
 	if o.asked("host") {
 		fmt.Println("the host's own kernel")
 		r, err := w.host(ctx, o)
 		if err != nil {
-			return nil, fmt.Errorf("the host's own kernel: %w", err)
+			errs[len(asked)] = fmt.Errorf("the host's own kernel: %w", err)
 		}
-		results = append(results, r)
+		results[len(asked)] = r
 	}
-	return results, nil
+	return slices.DeleteFunc(results, func(r *result) bool { return r == nil }), errors.Join(errs...)
+}
+
+// fetchAll returns the kernels' directories.
+func fetchAll(asked []kernel, o options) (dirs []string, err error) {
+	if len(asked) == 0 {
+		return nil, nil
+	}
+	s, err := newStore(o.cache)
+	if err != nil {
+		return nil, err
+	}
+	unknown := slices.ContainsFunc(asked, func(k kernel) bool { _, err := s.newest(k); return err != nil })
+	if unknown || o.refresh {
+		if err := s.update(); err != nil {
+			return nil, err
+		}
+	}
+	for _, k := range asked {
+		dir, version, err := s.fetch(k)
+		if err != nil {
+			return nil, fmt.Errorf("kernel %s: %w", k.Name, err)
+		}
+		fmt.Printf("kernel %s: %s of Debian %s\n", k.Name, version, k.Suite)
+		dirs = append(dirs, dir)
+	}
+	return dirs, nil
 }
 
 // host runs the steps on this host.
