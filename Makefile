@@ -8,7 +8,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 
 .DEFAULT_GOAL := help
 .PHONY: help build bench demo test test-long test-unprivileged test-kernels torture race lint fmt generate check-generate cover fuzz setup clean \
-	package release check-reproducible test-systemd vuln
+	package release check-reproducible test-systemd test-newcomer vuln
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +86,9 @@ check-reproducible: ## build everything twice, in other places, and compare the 
 
 test-systemd: ## the package in a real systemd: installed, used, upgraded under flood, rebooted, removed; needs root
 	LEVEE_SYSTEMD=1 $(GO) test -count=1 -timeout 15m -v -run TestService ./scripts/systemd
+
+test-newcomer: ## the commands of README.md, and no others, on a bare Debian 12; needs root and the network
+	@scripts/newcomer
 
 vuln: ## known vulnerabilities in what is linked, where their database can be reached
 	@scripts/check vuln

@@ -16,11 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// packages are what a Debian host has that a bare root has not.
-const packages = "systemd,systemd-sysv,dbus,libpam-systemd,iproute2,procps,ca-certificates"
-
-// bare returns a bare Debian 12, made once and kept outside of the repository: where LEVEE_DEBIAN_ROOT
-// says, or in the user's cache. It is never written to.
+// bare returns a bare Debian 12, which scripts/debian makes once and nobody writes to.
 func bare(t *testing.T) string {
 	t.Helper()
 	if os.Getenv("LEVEE_SYSTEMD") == "" {
@@ -34,30 +30,8 @@ func bare(t *testing.T) string {
 			t.Fatalf("%v; run `scripts/setup service`", err)
 		}
 	}
-	root := os.Getenv("LEVEE_DEBIAN_ROOT")
-	if root == "" {
-		cache, err := os.UserCacheDir()
-		if err != nil {
-			t.Fatal(err)
-		}
-		root = filepath.Join(cache, "levee", "debian-12")
-	}
-	if _, err := os.Stat(root); err == nil {
-		return root
-	}
-	if err := os.MkdirAll(filepath.Dir(root), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	fresh := root + ".new"
-	if err := os.RemoveAll(fresh); err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("making a Debian 12 in %s, for this time and the next", root)
-	run(t, 10*time.Minute, "debootstrap", "--variant=minbase", "--include="+packages, "bookworm", fresh)
-	if err := os.Rename(fresh, root); err != nil {
-		t.Fatal(err)
-	}
-	return root
+	lines := strings.Fields(run(t, 10*time.Minute, repository+"/scripts/debian"))
+	return lines[len(lines)-1]
 }
 
 func run(t *testing.T, limit time.Duration, name string, args ...string) string {
