@@ -76,6 +76,7 @@ func TestService(t *testing.T) {
 	c.must("dpkg -i /srv/levee1.deb")
 	c.want("systemctl is-active levee", "active")
 	c.want("systemctl is-enabled levee", "enabled")
+	c.want("systemctl is-enabled levee.socket", "disabled")
 	if out := c.must("levee version"); !strings.Contains(out, "test1") {
 		t.Errorf("the version is %s", out)
 	}
@@ -155,6 +156,16 @@ func TestService(t *testing.T) {
 	f.wantDropped("rebooted")
 	quiet(c)
 
+	t.Log("with its socket in systemd's hands")
+	c.must("systemctl stop levee && systemctl enable --now levee.socket")
+	socket(c)
+	f.wantDropped("with a socket of systemd's")
+	c.must("dpkg -i /srv/levee1.deb") // the way back, and the socket is kept
+	c.want("systemctl is-enabled levee.socket", "enabled")
+	socket(c)
+	f.wantDropped("the way back")
+	quiet(c)
+
 	t.Log("boots though the daemon never gets ready")
 	f.stop()
 	c.write("etc/systemd/system/levee.service.d/hang.conf", "[Service]\nExecStart=\nExecStart=/usr/bin/sleep infinity\nTimeoutStartSec=3s\n")
@@ -174,9 +185,11 @@ func TestService(t *testing.T) {
 		t.Errorf("program %s is left on eth1", now)
 	}
 	c.want("find /sys/fs/bpf -mindepth 1 ! -name '*.debug' | wc -l", "0") // those are the kernel's own
-	c.want("systemctl is-active levee", "inactive")
+	c.want("systemctl is-active levee levee.socket", "inactive\ninactive")
 	c.must("test -e /etc/levee/levee.yaml && test -e /var/lib/levee/state.db")
 	c.must("dpkg --purge levee")
+	c.want("systemctl list-unit-files --no-legend 'levee*' | wc -l", "0")
+	c.want("find /etc/systemd -name 'levee.service' -o -name 'levee.socket' -o -name '*levee*.wants' | wc -l", "0")
 	c.want("find /etc/levee /var/lib/levee /var/cache/levee /var/log/levee /run/levee 2>/dev/null | wc -l", "0")
 }
 
@@ -260,6 +273,24 @@ func watchdog(c *container) {
 	}
 	check(c.T, os.Remove(filepath.Join(c.root, "etc/systemd/system/levee.service.d/watchdog.conf")))
 	c.must("systemctl daemon-reload && systemctl restart levee")
+}
+
+// socket wants the daemon to be started by a command, commands to wait while it restarts, and the socket
+// to let in whom the daemon's own does.
+func socket(c *container) {
+	c.Helper()
+	c.must("systemctl stop levee")
+	c.want("stat -c '%a %U:%G %F' /run/levee/levee.sock", "660 levee:levee socket")
+	c.must("levee status")
+	c.want("systemctl is-active levee", "active")
+	before := c.must("systemctl show -P MainPID levee")
+	c.must("systemctl restart --no-block levee; levee status && levee status")
+	running(c, before)
+	c.want("stat -c '%a %U:%G %F' /run/levee/levee.sock", "660 levee:levee socket")
+	c.must("setpriv --reuid=nobody --regid=levee --clear-groups levee status")
+	if out, err := c.try("setpriv --reuid=nobody --regid=nogroup --clear-groups levee status"); err == nil {
+		c.Errorf("nobody was let in: %s", out)
+	}
 }
 
 var exposure = regexp.MustCompile(`Overall exposure level for levee.service: ([0-9.]+)`)
