@@ -70,7 +70,7 @@ func newCatalogue() *catalogue {
 		reconcile:     gauge("reconcile_failed", "1 if the last comparison of the whole failed."),
 		build:         gauge("build_info", "Always 1; its labels say what runs.", "version", "goversion", "schema"),
 		scrapeErrors:  counter("scrape_errors_total", "Readings that failed. What could not be read shows what was read last.", "part"),
-		banChanges:    counter("ban_changes_total", "Claims that were added, changed, removed, refused, refused for a protected address, or that expired, since the daemon started.", "op", "origin"),
+		banChanges:    counter("ban_changes_total", "Claims that were added, changed, said again unchanged, removed, refused, refused for a protected address, or that expired, since the daemon started.", "op", "origin"),
 		notifications: counter("notifications_total", "Notifications of attacks since the daemon started, by what became of them: delivered, failed after all attempts, or dropped because too many waited.", "event", "result"),
 		requests:      counter("api_requests_total", "Requests that the API answered since the daemon started, by route and status.", "route", "code"),
 	}

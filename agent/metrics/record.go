@@ -63,7 +63,6 @@ func (r *Record) Bans(proposals []state.Proposal, outcomes []state.Outcome) {
 	for i := range min(len(proposals), len(outcomes)) {
 		o := &outcomes[i]
 		switch {
-		case o.Status == state.StatusUnchanged:
 		case o.Error != nil && o.Error.Code == state.CodeProtected:
 			r.count(&alike, opProtected, proposals[i].Origin)
 		case o.Status == state.StatusRemoved && len(o.Removed) > 0:
