@@ -7,7 +7,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help build bench demo test test-long test-unprivileged test-kernels torture race lint fmt generate check-generate cover fuzz setup clean \
+.PHONY: help build bench demo test test-long test-unprivileged test-kernels torture race race-quick lint fmt generate check-generate cover fuzz setup clean \
 	package release check-reproducible test-systemd test-newcomer vuln
 
 help: ## list the targets
@@ -48,6 +48,11 @@ test-kernels: ## boot Debian's kernels in qemu and run the BPF and attach tests 
 
 race: ## the tests under the race detector; needs root and a C compiler
 	$(GO) test -race -p 1 -timeout 20m ./...
+
+# Where goroutines meet and no kernel is asked.
+RACED := $(addprefix ./agent/,api audit client config events httpguard list metrics notify protect reconcile state)
+race-quick: ## the race detector on the daemon's own packages, with their coverage; needs a C compiler
+	$(GO) test -race -cover -short -timeout 10m $(RACED)
 
 lint: ## golangci-lint with the import rules, clang-format, shellcheck
 	$(TOOL) golangci-lint run ./...
