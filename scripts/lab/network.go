@@ -305,7 +305,7 @@ func pinReceiver(name string, cpu int) error {
 		found = true
 	}
 	if !found {
-		return fmt.Errorf("receive thread of %s: not found", name)
+		return fmt.Errorf("the receive thread of %s is not to be seen, so the flood takes its time, and the figures say nothing: in a container run it with the host's process numbers", name)
 	}
 	return nil
 }
