@@ -53,9 +53,14 @@ func (e *engine) endOverdue() time.Duration {
 		}
 	}
 	at := e.state.NextTrial(func(id string) bool { return e.retryAt(id) > 0 })
+	due := e.state.DueTrials()
 	e.trials.mu.Lock()
-	for _, f := range e.trials.failing {
-		at = min(at, f.again)
+	for id, f := range e.trials.failing {
+		if slices.Contains(due, id) {
+			at = min(at, f.again)
+		} else {
+			delete(e.trials.failing, id) // somebody has changed all of it meanwhile
+		}
 	}
 	e.trials.mu.Unlock()
 	if at == state.Forever {
