@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/levee-xdp/levee/agent/config"
 	"github.com/levee-xdp/levee/agent/protect"
@@ -23,6 +24,8 @@ type fakeKernel struct {
 	mu          sync.Mutex
 	links       []string // interfaces that there are
 	foreign     string   // one that somebody else's program sits on
+	stuck       string   // one that can't be attached or detached
+	attaching   func()   // called when an interface has been attached; may be nil
 	room        int      // for bans
 	onPut       func()   // called before a ban is put, or taken away; may be nil
 	onDelete    func()
@@ -105,6 +108,14 @@ func (s *fakeShield) Attach(name string, mode loader.Mode) (loader.Attachment, e
 	if !slices.Contains(s.links, name) {
 		return loader.Attachment{}, fmt.Errorf("attach %s: %w", name, loader.ErrNoInterface)
 	}
+	defer func() {
+		if s.attaching != nil {
+			s.attaching()
+		}
+	}()
+	if name == s.stuck {
+		return loader.Attachment{}, fmt.Errorf("attach %s: %w", name, syscall.EBUSY)
+	}
 	if name == s.foreign {
 		return loader.Attachment{}, &loader.ForeignError{Name: name, ProgramID: 42, Program: "other", Tag: "abc"}
 	}
@@ -125,6 +136,9 @@ func (s *fakeShield) Attach(name string, mode loader.Mode) (loader.Attachment, e
 func (s *fakeShield) Detach(name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if name == s.stuck {
+		return fmt.Errorf("detach %s: %w", name, syscall.EBUSY)
+	}
 	n := len(s.attachments)
 	s.attachments = slices.DeleteFunc(s.attachments, func(a loader.Attachment) bool { return a.Name == name })
 	if len(s.attachments) == n {

@@ -38,8 +38,12 @@ func (e *engine) Reload(by state.Actor, confirm state.Duration) (state.ReloadRes
 		}
 		return state.ReloadResponse{}, &state.Error{Code: state.CodeRefused, Field: "configuration", Detail: why + "; nothing was changed"}
 	}
+	attached, err := e.attachedModes()
+	if err != nil {
+		return state.ReloadResponse{}, err
+	}
 	things := []state.Thing{{About: state.AboutConfig}}
-	a := state.Attempt{By: by, About: state.AboutConfig, What: "reload the configuration", For: confirm, Config: textOf(before, next)}
+	a := state.Attempt{By: by, About: state.AboutConfig, What: "reload the configuration", For: confirm, Config: textOf(before, next, attached)}
 	if next.Sum() != before.Sum() {
 		a.Things = things
 	}

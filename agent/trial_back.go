@@ -250,9 +250,16 @@ func (e *engine) restoreInterfaces(attached map[string]string) error {
 }
 
 // textOf is what to note of a configuration in force before another one is tried.
-func textOf(now, next *config.Config) *state.FileText {
+// Interfaces that are attached already are not those that the other one attaches.
+func textOf(now, next *config.Config, attached map[string]string) *state.FileText {
 	text, none := now.Text()
-	return &state.FileText{Text: text, None: none, Tried: next.Sum()}
+	out := &state.FileText{Text: text, None: none, Tried: next.Sum()}
+	for _, i := range next.Interfaces {
+		if attached[i.Name] == "" {
+			out.Interfaces = append(out.Interfaces, i.Name)
+		}
+	}
+	return out
 }
 
 // restoreConfig puts a configuration into force that was in force before.
@@ -266,19 +273,35 @@ func (e *engine) restoreConfig(text *state.FileText) error {
 		return errors.Join(err, e.configure(before, now))
 	}
 	e.config.Store(before)
+	return e.detachUnwanted(text.Interfaces)
+}
+
+// detachUnwanted takes the shield off those of some interfaces on which nobody wants it any more.
+func (e *engine) detachUnwanted(names []string) error {
+	for _, name := range names {
+		known, _ := e.state.Interface(name)
+		if _, _, wanted := known.Wanted(); wanted {
+			continue
+		}
+		if err := e.shield.Detach(name); err != nil && !errors.Is(err, loader.ErrNotAttached) {
+			return attachError(name, err)
+		}
+		e.trouble(name, "")
+	}
 	return nil
 }
 
 // undoAtStart puts back in the state, before anything is enforced, what was not confirmed in time. The
 // trials end when the rest has followed. What can't be written is tried again later.
 func (e *engine) undoAtStart() (undone []state.Undone) {
-	for _, id := range e.state.DueTrials() {
-		u, err := e.state.Undo(id)
+	var done []string
+	for _, id := range slices.Backward(e.state.DueTrials()) { // the newest first, so that what it lay on follows
+		u, err := e.state.Undo(id, done...)
 		if err != nil {
 			e.trialFailed(id, err)
 			continue
 		}
-		undone = append(undone, u)
+		undone, done = append(undone, u), append(done, id)
 	}
 	return undone
 }
@@ -293,6 +316,9 @@ func (e *engine) endAtStart(undone []state.Undone, c *config.Config) {
 		err := e.restoreInterfaces(u.Interfaces)
 		if err == nil && u.Config != nil && c.Sum() == e.config.Load().Sum() && u.Config.Has(c.Sum()) {
 			err = errors.New("the configuration of before can't be read, the file is in force")
+		}
+		if err == nil && u.Config != nil {
+			err = e.detachUnwanted(u.Config.Interfaces)
 		}
 		if err == nil {
 			err = e.trialOver(u)

@@ -94,6 +94,8 @@ type FileText struct {
 	None  bool     `json:"none,omitempty"` // there was no file
 	Tried string   `json:"tried"`          // names the text that was tried
 	Also  []string `json:"also,omitempty"` // and those that were tried before it, and rejected
+
+	Interfaces []string `json:"interfaces,omitempty"` // that were attached for any of them
 }
 
 // Has tells whether a text is among those that were tried.
@@ -107,10 +109,15 @@ func (f *FileText) after(earlier *FileText) *FileText {
 		return f
 	}
 	out := *f
-	out.Also = slices.Clone(f.Also)
+	out.Also, out.Interfaces = slices.Clone(f.Also), slices.Clone(f.Interfaces)
 	for _, sum := range append([]string{earlier.Tried}, earlier.Also...) {
 		if !out.Has(sum) && len(out.Also) < MaxTrials {
 			out.Also = append(out.Also, sum)
+		}
+	}
+	for _, name := range earlier.Interfaces {
+		if !slices.Contains(out.Interfaces, name) {
+			out.Interfaces = append(out.Interfaces, name)
 		}
 	}
 	return &out
@@ -176,11 +183,14 @@ func (t *trials) find(id string) *trial {
 	return nil
 }
 
-// newer returns what the next newer trial has noted of the same thing; nil if there is none.
-func (t *trials) newer(u *undo) *undo {
+// newer returns what the next newer trial has noted of the same thing; nil if there is none. Some trials
+// do not count.
+func (t *trials) newer(u *undo, but []string) *undo {
 	pile := t.held[u.Thing]
-	if i := slices.Index(pile, u); i+1 < len(pile) {
-		return pile[i+1]
+	for _, next := range pile[slices.Index(pile, u)+1:] {
+		if !slices.Contains(but, next.of.ID) {
+			return next
+		}
 	}
 	return nil
 }

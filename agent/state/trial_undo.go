@@ -21,8 +21,9 @@ type Undone struct {
 }
 
 // Undo puts back what was there before a trial, but for what a newer one has changed since. It can be
-// done again: the trial ends only with EndTrial. Nobody may change what it is about meanwhile.
-func (s *Store) Undo(id string) (Undone, error) {
+// done again: the trial ends only with EndTrial. Nobody may change what it is about meanwhile. Trials that
+// were put back before, and have not ended yet, do not count as newer ones.
+func (s *Store) Undo(id string, before ...string) (Undone, error) {
 	s.mu.RLock()
 	t := s.trials.find(id)
 	if t == nil {
@@ -31,7 +32,7 @@ func (s *Store) Undo(id string) (Undone, error) {
 	}
 	r := restore{Store: s, out: Undone{Trial: t.Trial, Interfaces: map[string]string{}}}
 	for _, u := range t.things {
-		if s.trials.newer(u) == nil {
+		if s.trials.newer(u, before) == nil {
 			r.things = append(r.things, u)
 		}
 	}
@@ -216,14 +217,14 @@ func (s *Store) EndTrial(id string) error {
 	}
 	heirs := map[*undo]*undo{}
 	for _, u := range t.things {
-		newer := s.trials.newer(u)
+		newer := s.trials.newer(u, nil)
 		if newer == nil {
 			continue
 		}
 		next := *u
 		next.of, next.at = newer.of, newer.at
 		if u.Config != nil && newer.Config != nil {
-			next.Config = &FileText{Text: u.Config.Text, None: u.Config.None, Tried: newer.Config.Tried, Also: newer.Config.Also}
+			next.Config = &FileText{Text: u.Config.Text, None: u.Config.None, Tried: newer.Config.Tried, Also: newer.Config.Also, Interfaces: newer.Config.Interfaces}
 			next.Config = next.Config.after(u.Config)
 		}
 		heirs[newer] = &next
