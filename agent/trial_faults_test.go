@@ -145,7 +145,7 @@ func (d *testDaemon) try(confirm state.Duration, items ...state.BanItem) state.B
 // changes nothing, takes none.
 func TestTrialsBounded(t *testing.T) {
 	s := newSecure(t, "", "")
-	secret := s.token("gateway", state.TokenRequest{Scopes: []state.Scope{state.ScopeBan}, Bounds: &state.Bounds{Longest: state.Duration(time.Hour), Origins: []state.Origin{"api:x"}}})
+	secret := s.token("gateway", state.TokenRequest{Scopes: []state.Scope{state.ScopeBan}, Bounds: &state.AskedBounds{Longest: new(state.Duration(time.Hour)), Origins: []state.Origin{"api:x"}}})
 	for range 20 { // nothing of this is any trial
 		if r, err := s.remote(client.Config{Token: secret}).Ban(t.Context(), state.BanRequest{Confirm: 60 * second,
 			Bans: []state.BanItem{{Prefix: "127.0.0.1", For: "1h"}, {Prefix: "203.0.113.1"}, {Prefix: "203.0.113.1", Origin: "operator", For: "1h"}}}); err != nil || r.Refused != 3 || r.Trial != nil {
