@@ -422,7 +422,7 @@ func TestRefusals(t *testing.T) {
 	refuse(attempts, func(int) string { return "198.51.100.7:1" })
 	f.now = f.now.Add(time.Minute)
 	f.flush()
-	if n, all := told(); n > 2*perKind || all != attempts {
+	if n, all := told(); n > 2*perLogin || all != attempts {
 		t.Errorf("%d records of %d refusals, want few of %d", n, all, attempts)
 	}
 	before := heap()
@@ -434,7 +434,7 @@ func TestRefusals(t *testing.T) {
 		f.now = f.now.Add(allEvery)
 		f.flush()
 	}
-	if n, all := told(); n > 2*perKind+allBurst+maxKinds+1 || all != 2*attempts {
+	if n, all := told(); n > 2*perLogin+allBurst+maxKinds+1 || all != 2*attempts {
 		t.Errorf("%d records of %d refusals, want %d", n, all, 2*attempts)
 	}
 	f.now = f.now.Add(time.Hour)
@@ -480,7 +480,7 @@ func TestRefusedTokens(t *testing.T) {
 			By: state.Actor{Kind: state.ActorToken, Name: name, Address: netip.MustParseAddrPort("198.51.100.7:1")}})
 		return len(f.lines()) - before
 	}
-	for range 3 * perKind {
+	for range 3 * perLogin {
 		refuse("")
 	}
 	for _, name := range []string{"", "gateway", "other"} {

@@ -14,10 +14,14 @@ import (
 const (
 	maxKinds  = 1024
 	perKind   = 5
+	perLogin  = 20 // of bad credentials, which are one kind
 	kindEvery = 10 * time.Second
 	allBurst  = 100
 	allEvery  = time.Second
 )
+
+// authenticate is what was asked for by those of whom nobody knows who they are.
+const authenticate = "authenticate"
 
 // limiter decides which refusals are written. Its memory is bounded: kinds beyond maxKinds share one.
 type limiter struct {
@@ -44,7 +48,7 @@ func newLimiter() *limiter {
 
 func kindOfRefusal(e *state.AuditEvent) kind {
 	k := kind{action: e.Action, code: string(e.Code), who: e.By.String()}
-	if e.Action == "authenticate" {
+	if e.Action == authenticate {
 		// A token that there is must not be told from one that there is not by what is written for it,
 		// and so by how long that takes.
 		k.who = ""
@@ -73,7 +77,11 @@ func (l *limiter) take(e *state.AuditEvent, now time.Time) (suppressed uint64, o
 		}
 	}
 	if r == nil {
-		r = &refusals{limit: rate.NewLimiter(rate.Every(kindEvery), perKind)}
+		burst := perKind
+		if k.action == authenticate {
+			burst = perLogin
+		}
+		r = &refusals{limit: rate.NewLimiter(rate.Every(kindEvery), burst)}
 		l.kinds[k] = r
 	}
 	r.seen = now
@@ -107,7 +115,7 @@ func (l *limiter) due(now time.Time) (out []Record) {
 // forget lets go of kinds that have been quiet for long enough to be new ones.
 func (l *limiter) forget(now time.Time) {
 	for k, r := range l.kinds {
-		if r.count == 0 && now.Sub(r.seen) > perKind*kindEvery {
+		if r.count == 0 && now.Sub(r.seen) > perLogin*kindEvery {
 			delete(l.kinds, k)
 		}
 	}
