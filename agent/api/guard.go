@@ -72,15 +72,15 @@ func (d *door) serve(next http.Handler) http.Handler {
 			writeProblem(w, p)
 			return
 		}
+		if r.URL.Path != bulkPath { // which is read as it comes
+			r.Body = http.MaxBytesReader(w, r.Body, maxBody+1)
+		}
 		free, ok := d.bodies.take(r, actorKeyOf(by))
 		if !ok {
 			writeProblem(w, busy("there are too many large requests at once"))
 			return
 		}
 		defer free()
-		if r.URL.Path != bulkPath { // which is read as it comes
-			r.Body = http.MaxBytesReader(w, r.Body, maxBody+1)
-		}
 		known := r.WithContext(context.WithValue(withActor(r.Context(), by), weightsKey{}, d.weights))
 		next.ServeHTTP(w, known)
 		r.Pattern = known.Pattern // the mux tells the copy
