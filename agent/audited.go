@@ -94,10 +94,10 @@ func (a audited) BanBulk(by state.Actor, r state.BulkRequest, lines state.BulkLi
 }
 
 // audited records what became of a part of a bulk.
-func (b *bulk) audited(outcomes []state.Outcome) {
+func (b *bulk) audited(part *part) {
 	var g groups
-	for i := range outcomes {
-		p, o := &b.proposals[i], &outcomes[i]
+	for i := range part.proposals {
+		p, o := &part.proposals[i], &part.outcomes[i]
 		said := state.AuditBans{Status: o.Status, Origin: p.Origin, Reason: p.Reason}
 		switch {
 		case p.Until > 0:

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"runtime/debug"
 	"slices"
+	"sync"
 
 	"github.com/levee-xdp/levee/agent/state"
 )
@@ -36,7 +37,12 @@ func (e *engine) BanBulk(by state.Actor, r state.BulkRequest, lines state.BulkLi
 	}()
 	b := bulk{engine: e, by: by, request: r, answer: &out}
 	if !r.Whole {
-		if err = b.read(lines, b.commit); err != nil && b.done() > 0 {
+		belt := newBelt(&b)
+		err = b.read(lines, belt.take)
+		if failed := belt.end(); failed != nil {
+			err = failed
+		}
+		if err != nil && b.done() > 0 {
 			err = after(err, b.done())
 		}
 		return out, err
@@ -69,10 +75,7 @@ type bulk struct {
 	by      state.Actor
 	request state.BulkRequest
 	answer  *state.BulkResponse
-
-	proposals []state.Proposal // a part
-	lines     []int            // of them
-	outcomes  []state.Outcome
+	mu      sync.Mutex // guards what answer says of refusals while parts are on their way
 
 	last state.BanItem  // the one before, without its prefix
 	like state.Proposal // and what became of it
@@ -84,6 +87,26 @@ type bulk struct {
 	held  []state.Thing // that are on trial until all is decided
 }
 
+// part is so many lines as are decided at once.
+type part struct {
+	proposals []state.Proposal
+	lines     []int // of them
+	outcomes  []state.Outcome
+}
+
+func newPart() *part {
+	return &part{proposals: make([]state.Proposal, 0, bulkPart), lines: make([]int, 0, bulkPart), outcomes: make([]state.Outcome, bulkPart)}
+}
+
+func (p *part) reset() { p.proposals, p.lines = p.proposals[:0], p.lines[:0] }
+
+func (p *part) add(proposal state.Proposal, line int) {
+	p.proposals, p.lines = append(p.proposals, proposal), append(p.lines, line)
+}
+
+// out is what came of the proposals.
+func (p *part) out() []state.Outcome { return p.outcomes[:len(p.proposals)] }
+
 // keptLine is a line that waits until all are known to be good.
 type keptLine struct {
 	prefix netip.Prefix
@@ -93,31 +116,36 @@ type keptLine struct {
 
 func (b *bulk) done() int { return b.answer.Added + b.answer.Changed + b.answer.Unchanged }
 
-// read makes proposals of lines, and hands them on part by part.
-func (b *bulk) read(lines state.BulkLines, each func() error) error {
-	b.proposals, b.lines = make([]state.Proposal, 0, bulkPart), make([]int, 0, bulkPart)
-	b.outcomes = make([]state.Outcome, bulkPart)
+// refuse counts a line that was refused.
+func (b *bulk) refuse(line int, prefix string, err *state.Error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.answer.Refuse(line, prefix, err)
+}
+
+// read makes proposals of lines, and hands them on part by part, for an empty part each.
+func (b *bulk) read(lines state.BulkLines, each func(*part) (*part, error)) error {
+	p := newPart()
 	var failed error
 	flush := func() bool {
-		if len(b.proposals) > 0 {
-			failed = each()
-			b.proposals, b.lines = b.proposals[:0], b.lines[:0]
+		if len(p.proposals) > 0 {
+			p, failed = each(p)
 		}
 		return failed == nil
 	}
 	err := lines(func(l state.BulkLine) bool {
 		b.answer.Lines++
 		if l.Err != nil {
-			b.answer.Refuse(l.Number, l.Item.Prefix, l.Err)
+			b.refuse(l.Number, l.Item.Prefix, l.Err)
 			return true
 		}
-		p, err := b.proposal(&l.Item)
+		proposal, err := b.proposal(&l.Item)
 		if err != nil {
-			b.answer.Refuse(l.Number, l.Item.Prefix, err)
+			b.refuse(l.Number, l.Item.Prefix, err)
 			return true
 		}
-		b.proposals, b.lines = append(b.proposals, p), append(b.lines, l.Number)
-		return len(b.proposals) < bulkPart || flush()
+		p.add(proposal, l.Number)
+		return len(p.proposals) < bulkPart || flush()
 	})
 	switch {
 	case failed != nil:
@@ -168,68 +196,72 @@ func (b *bulk) defaults(item state.BanItem) state.BanItem {
 	return item
 }
 
-// commit decides on a part.
-func (b *bulk) commit() error {
-	out := b.outcomes[:len(b.proposals)]
+// commit decides on a part: on the disk, of which decided is told, and then in the kernel.
+func (b *bulk) commit(p *part, decided func(error)) error {
+	out := p.out()
 	b.trials.order.RLock()
 	defer b.trials.order.RUnlock()
-	err := b.reconciler.Change(func() error {
+	return b.reconciler.Change(func() error {
 		propose := b.state.ProposeBriefly
 		if b.request.Whole {
 			propose = b.state.ProposeWhole
 		}
-		if err := propose(b.proposals, out); err != nil {
+		err := propose(p.proposals, out)
+		decided(err)
+		if err != nil {
 			return err
 		}
 		if err := b.enforce(out); err != nil {
 			return err
 		}
-		held := b.state.Held(b.settledBans(b.proposals, out))
+		held := b.state.Held(b.settledBans(p.proposals, out))
 		if b.request.Whole {
 			b.held = append(b.held, held...) // it may yet be taken back
 			return nil
 		}
 		return b.release(held)
 	})
-	if err != nil {
-		return err
-	}
-	b.decided(b.proposals, out)
-	b.audited(out)
+}
+
+// tell says everywhere what came of a part.
+func (b *bulk) tell(p *part) {
+	out := p.out()
+	b.decided(p.proposals, out)
+	b.audited(p)
 	for i := range out {
 		if out[i].Status == state.StatusRefused {
-			b.answer.Refuse(b.lines[i], state.PrefixString(out[i].Prefix), out[i].Error)
+			b.refuse(p.lines[i], state.PrefixString(out[i].Prefix), out[i].Error)
 		} else {
 			b.answer.Count(out[i].Status)
 		}
 	}
-	return nil
 }
 
 // judge looks whether a part would be refused, and keeps it.
-func (b *bulk) judge() error {
-	out := b.outcomes[:len(b.proposals)]
-	b.state.Judge(b.proposals, out)
+func (b *bulk) judge(part *part) (*part, error) {
+	out := part.out()
+	b.state.Judge(part.proposals, out)
 	most := maxWhole
 	if b.by.Address.IsValid() {
 		most = maxFar
 	}
 	for i := range out {
 		if out[i].Status == state.StatusRefused {
-			b.answer.Refuse(b.lines[i], state.PrefixString(out[i].Prefix), out[i].Error)
+			b.refuse(part.lines[i], state.PrefixString(out[i].Prefix), out[i].Error)
 			continue
 		}
-		p := b.proposals[i]
+		p := part.proposals[i]
 		p.Prefix = netip.Prefix{}
 		if n := len(b.kinds); n == 0 || b.kinds[n-1] != p {
 			b.kinds = append(b.kinds, p)
 		}
 		if len(b.kept) >= most || len(b.kinds) > maxKinds {
-			return &state.Error{Code: state.CodeInvalid, Field: "whole", Detail: fmt.Sprintf("takes %d lines at most, which say at most %d things beside their prefixes; leave it out, or send less at once", most, maxKinds)}
+			return part, &state.Error{Code: state.CodeInvalid, Field: "whole", Detail: fmt.Sprintf("takes %d lines at most, which say at most %d things beside their prefixes; leave it out, or send less at once", most, maxKinds)}
 		}
-		b.kept = append(b.kept, keptLine{out[i].Prefix, uint32(len(b.kinds) - 1), uint32(b.lines[i])})
+		b.kept = append(b.kept, keptLine{out[i].Prefix, uint32(len(b.kinds) - 1), uint32(part.lines[i])})
 	}
-	return nil
+	part.reset()
+	return part, nil
 }
 
 // commitWhole decides on what was kept. If something is refused after all, for want of room or since
@@ -237,16 +269,18 @@ func (b *bulk) judge() error {
 func (b *bulk) commitWhole() error {
 	b.trials.whole.Lock()
 	defer b.trials.whole.Unlock()
+	part := newPart()
 	for from := 0; from < len(b.kept); from += bulkPart {
-		b.proposals, b.lines = b.proposals[:0], b.lines[:0]
+		part.reset()
 		for _, k := range b.kept[from:min(from+bulkPart, len(b.kept))] {
 			p := b.kinds[k.kind]
 			p.Prefix = k.prefix
-			b.proposals, b.lines = append(b.proposals, p), append(b.lines, int(k.line))
+			part.add(p, int(k.line))
 		}
-		if err := b.commit(); err != nil {
+		if err := b.commit(part, func(error) {}); err != nil {
 			return b.takeAllBack(err)
 		}
+		b.tell(part)
 		if b.answer.Refused > 0 {
 			return b.takeAllBack(nil)
 		}

@@ -579,16 +579,22 @@ func TestHandOver(t *testing.T) {
 		addr      string
 		one, two  int
 		monitored bool
+		others    int // that fill the table, so that each search takes long, too
 	}{
-		{"198.51.100.77", 32, 16, false},
-		{"198.51.100.77", 31, 15, true},
-		{"198.51.100.77", 27, 18, true},
-		{"2001:db8:1:2:3:4:5:6", 128, 32, false},
-		{"2001:db8:1:2:3:4:5:6", 127, 29, true},
-		{"2001:db8:1:2:3:4:5:6", 65, 47, true},
+		{"198.51.100.77", 32, 16, false, 0},
+		{"198.51.100.77", 32, 20, true, 50},
+		{"198.51.100.77", 31, 16, true, 50},
+		{"198.51.100.77", 27, 18, true, 40},
+		{"2001:db8:1:2:3:4:5:6", 128, 32, false, 0},
+		{"2001:db8:1:2:3:4:5:6", 127, 29, true, 0},
+		{"2001:db8:1:2:3:4:5:6", 65, 47, true, 0},
 	} {
-		t.Run(fmt.Sprintf("%s of %d and %d, monitored %v", c.addr, c.one, c.two, c.monitored), func(t *testing.T) {
-			k := load(t, onlyBans())
+		t.Run(fmt.Sprintf("%s of %d and %d, monitored %v, %d others", c.addr, c.one, c.two, c.monitored, c.others), func(t *testing.T) {
+			how := onlyBans()
+			if c.others > 0 {
+				how = tiny()
+			}
+			k := load(t, how)
 			addr := address(c.addr)
 			ban := func(bits int, monitor bool) Ban {
 				return Ban{Prefix: netip.PrefixFrom(addr, bits).Masked(), Monitor: monitor, Expires: bpf.Forever}
@@ -605,7 +611,15 @@ func TestHandOver(t *testing.T) {
 				}
 			}
 			one, two := ban(c.one, false), ban(c.two, false)
+			put(two)
 			put(one)
+			for r := seeded(t); ; {
+				if used, _ := k.Bans.Slots(); used >= c.others {
+					break
+				}
+				put(Ban{Prefix: netip.PrefixFrom(addr4(r.Uint32()|1<<31), 32), Expires: bpf.Forever})
+			}
+			k.Bans.Delete(two.Prefix)
 			hammer(t, k, addr, func() {
 				put(two)
 				k.Bans.Delete(one.Prefix)
