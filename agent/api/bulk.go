@@ -196,6 +196,9 @@ func plainLine(line []byte) (item state.BanItem, err *state.Error) {
 }
 
 func jsonLine(line []byte) (item state.BanItem, err *state.Error) {
+	if item, ok := simpleItem(line); ok {
+		return item, nil
+	}
 	d := json.NewDecoder(bytes.NewReader(line))
 	d.DisallowUnknownFields()
 	if failed := d.Decode(&item); failed != nil {
