@@ -132,6 +132,10 @@ func TestKeep(t *testing.T) {
 	if diff := cmp.Diff([]string{"maps2"}, got("6.12")); diff != "" {
 		t.Error("of another release:", diff)
 	}
+	k.keep([]*result{of("6.1.1", 3)}) // -probe
+	if diff := cmp.Diff([]string{"bpf2", "loader2", "maps1"}, got("6.1")); diff != "" || k["6.1"].Instructions["everything"] != 3 {
+		t.Error("without tests:", diff)
+	}
 	var order []string
 	for _, r := range k.inOrder() {
 		order = append(order, r.series())

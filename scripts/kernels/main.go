@@ -33,6 +33,7 @@ type options struct {
 	limit    time.Duration
 	refresh  bool
 	update   bool
+	probe    bool
 	keep     bool
 }
 
@@ -49,9 +50,10 @@ func run(ctx context.Context) error {
 	flag.DurationVar(&o.limit, "limit", 20*time.Minute, "how long each machine may take")
 	flag.BoolVar(&o.refresh, "refresh", false, "read Debian's lists again, for newer versions")
 	flag.BoolVar(&o.update, "update", false, "keep what is found in results.json, and write docs/kernels.md from it")
+	flag.BoolVar(&o.probe, "probe", false, "run no tests: ask for features and the verifier's counts alone; with -update the tests' results of the same release stay")
 	flag.BoolVar(&o.keep, "keep", false, "keep the machines' logs, and say where they are")
 	flag.Parse()
-	for _, p := range strings.Split(o.packages, ",") {
+	for _, p := range o.tested() {
 		if !slices.Contains(packages, p) {
 			return fmt.Errorf("-packages %q: there are %s", p, strings.Join(packages, ", "))
 		}
@@ -84,13 +86,16 @@ func run(ctx context.Context) error {
 	for _, n := range notes {
 		fmt.Println(n)
 	}
-	if !o.update {
-		return errors.Join(broken, failures(results), grown)
+	if o.update || o.probe {
+		known.keep(results)
 	}
-	if err := errors.Join(broken, failures(results)); err != nil {
-		return fmt.Errorf("%w\nnothing was kept", err)
+	wrong := errors.Join(broken, failures(results))
+	switch {
+	case !o.update:
+		return errors.Join(wrong, grown)
+	case wrong != nil:
+		return fmt.Errorf("%w\nnothing was kept", wrong)
 	}
-	known.keep(results)
 	return known.write()
 }
 
@@ -107,6 +112,14 @@ func names() string {
 		list = append(list, k.Name)
 	}
 	return strings.Join(list, ", ")
+}
+
+// tested are the packages whose tests are run.
+func (o options) tested() []string {
+	if o.probe {
+		return nil
+	}
+	return strings.Split(o.packages, ",")
 }
 
 // asked says whether a kernel is to be tested on.

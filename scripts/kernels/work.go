@@ -72,7 +72,7 @@ func static(ctx context.Context, verb string, args ...string) error {
 // steps are what is run on each kernel; bin and tree say where the binaries and the sources are there.
 func steps(bin func(name string) string, tree string, o options, env ...string) []plan.Step {
 	list := []plan.Step{{Name: probeStep, Command: []string{bin("guest"), "probe"}, Dir: tree, Limit: 5 * time.Minute}}
-	for _, p := range strings.Split(o.packages, ",") {
+	for _, p := range o.tested() {
 		command := []string{bin(p), "-test.v=test2json", "-test.short", "-test.timeout=" + stepLimit.String()}
 		if o.tests != "" {
 			command = append(command, "-test.run="+o.tests)
