@@ -1,6 +1,7 @@
 package protect
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -10,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -120,6 +122,11 @@ func TestSockets(t *testing.T) {
 			}
 			defer l.Close()
 			c, err := net.Dial("tcp", address)
+			// The kernel makes the route to an IPv6 address of its own a moment after the address.
+			for until := time.Now().Add(20 * time.Second); errors.Is(err, syscall.ENETUNREACH) && time.Now().Before(until); {
+				time.Sleep(time.Millisecond)
+				c, err = net.Dial("tcp", address)
+			}
 			if err != nil {
 				t.Fatal(err)
 			}
