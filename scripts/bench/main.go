@@ -31,6 +31,7 @@ type config struct {
 	strict  bool
 	daemon  string // a binary; built if empty
 	cases   string
+	added   []string // reports of other runs to add
 	objects []string // builds of the program to compare with the committed one
 }
 
@@ -98,6 +99,9 @@ func run() error {
 			return err
 		}
 	}
+	if err := b.report.add(c.added); err != nil {
+		return err
+	}
 	if c.quick {
 		b.report.Notes = append(b.report.Notes, "a quick run shows that everything runs; its figures say nothing, and are not judged")
 		for i := range b.report.Rows {
@@ -145,6 +149,10 @@ func flags(args []string, quick bool) (config, error) {
 	f.StringVar(&c.svg, "svg", "", "draw the program part into this file")
 	f.Func("object", "another build of bpf/levee.c, to time beside the committed one in the program part (may be repeated)", func(path string) error {
 		c.objects = append(c.objects, path)
+		return nil
+	})
+	f.Func("add", "a file that -json wrote: parts that this run leaves out are taken from there (may be repeated)", func(path string) error {
+		c.added = append(c.added, path)
 		return nil
 	})
 	f.StringVar(&c.cases, "cases", "", "only cases of the program part whose name contains this")

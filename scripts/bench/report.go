@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/jedib0t/go-pretty/v6/table"
@@ -180,4 +181,37 @@ func (r *report) writeJSON(path string) error {
 		return fmt.Errorf("encode the report: %w", err)
 	}
 	return os.WriteFile(path, append(b, '\n'), 0o644)
+}
+
+// add takes the rows of parts that it has none of from reports of other runs, and sorts all by part.
+func (r *report) add(paths []string) error {
+	for _, path := range paths {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		var other report
+		if err := json.Unmarshal(b, &other); err != nil {
+			return fmt.Errorf("read the report %s: %w", path, err)
+		}
+		has := make(map[string]bool)
+		for _, row := range r.Rows {
+			has[row.Part] = true
+		}
+		for _, row := range other.Rows {
+			if !has[row.Part] {
+				r.Rows = append(r.Rows, row)
+			}
+		}
+		for _, note := range other.Notes {
+			if !slices.Contains(r.Notes, note) {
+				r.Notes = append(r.Notes, note)
+			}
+		}
+	}
+	place := func(name string) int {
+		return slices.IndexFunc(allParts, func(p part) bool { return p.name == name })
+	}
+	slices.SortStableFunc(r.Rows, func(a, b row) int { return place(a.Part) - place(b.Part) })
+	return nil
 }
