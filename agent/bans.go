@@ -9,6 +9,11 @@ import (
 
 // Ban makes claims.
 func (e *engine) Ban(by state.Actor, r state.BanRequest) (state.BanResponse, error) {
+	if r.Force {
+		if err := by.MayForce(); err != nil {
+			return state.BanResponse{}, err
+		}
+	}
 	results := make([]state.BanResult, len(r.Bans))
 	var proposals []state.Proposal
 	var places []int

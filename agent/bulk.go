@@ -35,6 +35,11 @@ func (e *engine) BanBulk(by state.Actor, r state.BulkRequest, lines state.BulkLi
 			debug.FreeOSMemory()
 		}
 	}()
+	if r.Force {
+		if refused := by.MayForce(); refused != nil {
+			return out, refused
+		}
+	}
 	b := bulk{engine: e, by: by, request: r, answer: &out}
 	if !r.Whole {
 		belt := newBelt(&b)

@@ -290,7 +290,7 @@ func TestSecurityWho(t *testing.T) {
 		{"limiter bans", limiter, "POST", "/v1/bans", one, 403, `"value":"ban"`},
 		{"too wide", gateway, "POST", "/v1/bans", `{"bans":[{"prefix":"203.0.113.0/24","for":"1h"}]}`, 207, "is wider than the /32"},
 		{"too wide, IPv6", gateway, "POST", "/v1/bans", `{"bans":[{"prefix":"2001:db8::/48","for":"1h"}]}`, 207, "is wider than the /64"},
-		{"everything, by force", gateway, "POST", "/v1/bans", `{"force":true,"bans":[{"prefix":"0.0.0.0/0","for":"1h"}]}`, 207, "is wider than the /32"},
+		{"everything, by force", gateway, "POST", "/v1/bans", `{"force":true,"bans":[{"prefix":"0.0.0.0/0","for":"1h"}]}`, 403, `"field":"force"`},
 		{"too long", gateway, "POST", "/v1/bans", `{"bans":[{"prefix":"203.0.113.9","for":"25h"}]}`, 207, "is longer than the 1d"},
 		{"until too late", gateway, "POST", "/v1/bans", `{"bans":[{"prefix":"203.0.113.9","expires":"` + time.Now().Add(25*time.Hour).UTC().Format(time.RFC3339) + `"}]}`, 207, "is longer than the 1d"},
 		{"without an end", gateway, "POST", "/v1/bans", `{"bans":[{"prefix":"203.0.113.9"}]}`, 207, `is missing: you may ban for 1d`},
@@ -729,5 +729,43 @@ func TestSecurityTrials(t *testing.T) {
 	})
 	if got := strings.Join(actions, " "); got != "ban confirm ban take-back" {
 		t.Error(got)
+	}
+}
+
+// Force takes the scope admin or a token that says so; no other bound, however wide, includes it.
+func TestSecurityForce(t *testing.T) {
+	s := newSecure(t, "", "")
+	ban := []state.Scope{state.ScopeBan}
+	all := &state.AskedBounds{IPv4: new(0), IPv6: new(0), Longest: new(state.Duration(0)), Claims: new(0), Origins: []state.Origin{}}
+	forced := *all
+	forced.Force = new(true)
+	for name, tt := range map[string]struct {
+		r   state.TokenRequest
+		may bool
+	}{
+		"plain":  {state.TokenRequest{Scopes: ban}, false},
+		"wide":   {state.TokenRequest{Scopes: ban, Bounds: all}, false},
+		"forced": {state.TokenRequest{Scopes: ban, Bounds: &forced}, true},
+		"admin":  {state.TokenRequest{Scopes: []state.Scope{state.ScopeAdmin}}, true},
+	} {
+		secret := s.token(name, tt.r)
+		for path, body := range map[string]string{"/v1/bans": `{"force": true, "bans": [{"prefix": "64.0.0.0/7"}]}`, "/v1/bans/bulk?force=true": "64.0.0.0/7", "/v1/bans/bulk?force=true&whole=true": "64.0.0.0/7"} {
+			before := s.kernel.show()
+			answer, text := s.send(http.MethodPost, path, secret, body, "Content-Type", map[bool]string{true: "text/plain", false: "application/json"}[strings.Contains(path, "bulk")])
+			if tt.may {
+				s.expect(name+path, answer, text, 200, "")
+				if s.kernel.show() != "64.0.0.0/7" {
+					t.Errorf("%s: %s", name, s.kernel.show())
+				}
+				if _, err := s.Unban(t.Context(), state.UnbanRequest{Prefixes: []string{"64.0.0.0/7"}, All: true}); err != nil {
+					t.Fatal(err)
+				}
+				continue
+			}
+			s.expect(name+path, answer, text, 403, `"field":"force"`)
+			if s.kernel.show() != before {
+				t.Errorf("%s: %s", name, s.kernel.show())
+			}
+		}
 	}
 }

@@ -45,7 +45,7 @@ func (c *APIClient) Bounds() *state.Bounds {
 }
 
 func (c *APIClient) unsaid() bool {
-	return c.IPv4 == nil && c.IPv6 == nil && c.Longest == nil && c.Claims == nil && c.Origins == nil
+	return c.IPv4 == nil && c.IPv6 == nil && c.Longest == nil && c.Claims == nil && c.Force == nil && c.Origins == nil
 }
 
 func perSecond(n, burst uint64) state.Threshold {

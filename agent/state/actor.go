@@ -79,6 +79,15 @@ func (a Actor) May(s Scope) bool {
 	return s != "" && (slices.Contains(a.Scopes, s) || slices.Contains(a.Scopes, ScopeAdmin))
 }
 
+// MayForce returns why the actor may not ban with force, or nil. Who has the scope admin may, as may
+// whose bounds say so: force is what stands between one token and all clients of a host.
+func (a Actor) MayForce() *Error {
+	if a.May(ScopeAdmin) || a.Bounds != nil && a.Bounds.Force {
+		return nil
+	}
+	return &Error{Code: CodeForbidden, Field: "force", Value: "true", Detail: "is not for you: it takes the scope admin, or a token that may force (levee token add --force); ban without force what is no wider than /8 (IPv4) or /19 (IPv6) and holds no protected address"}
+}
+
 // Origin is for whom the actor speaks where it does not say: the first origin that it may name, or
 // else api.
 func (a Actor) Origin() Origin {
@@ -95,6 +104,7 @@ type Bounds struct {
 	Longest Duration `json:"longest,omitempty" doc:"How long a ban may last; absent: also without an end"`
 	Claims  int      `json:"claims,omitempty" minimum:"0" doc:"How many claims of its origins may live at once; 0: any number"`
 	Origins []Origin `json:"origins,omitempty" maxItems:"32" doc:"For whom it may speak, and whose claims it may take back; the first where a request does not say; absent: for all"`
+	Force   bool     `json:"force,omitempty" doc:"Whether it may ban with force: prefixes wider than /8 (IPv4) or /19 (IPv6), or with protected addresses within them"`
 }
 
 // Validate checks bounds.

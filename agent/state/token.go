@@ -100,6 +100,7 @@ type AskedBounds struct {
 	IPv6    *int      `json:"ipv6,omitempty" minimum:"0" maximum:"128" doc:"The widest IPv6 prefix that may be banned, by its length; absent: 64; 0: any"`
 	Longest *Duration `json:"longest,omitempty" doc:"How long a ban may last; absent: 24h; 0s: also without an end"`
 	Claims  *int      `json:"claims,omitempty" minimum:"0" doc:"How many claims of its origins may live at once; absent: 100000; 0: any number"`
+	Force   *bool     `json:"force,omitempty" doc:"Whether it may ban with force: prefixes wider than /8 (IPv4) or /19 (IPv6), or with protected addresses within them; absent: no"`
 	Origins []Origin  `json:"origins,omitzero" maxItems:"32" doc:"For whom it may speak, and whose claims it may take back; the first where a request does not say; absent: api: and its name; an empty list: for all"`
 }
 
@@ -128,12 +129,15 @@ func (a *AskedBounds) Over(otherwise *Bounds) *Bounds {
 	if a.Claims != nil {
 		b.Claims = *a.Claims
 	}
+	if a.Force != nil {
+		b.Force = *a.Force
+	}
 	return &b
 }
 
 // Asked is bounds that say of everything what it is to be.
 func (b *Bounds) Asked() *AskedBounds {
-	a := &AskedBounds{IPv4: new(b.IPv4), IPv6: new(b.IPv6), Longest: new(b.Longest), Claims: new(b.Claims), Origins: []Origin{}}
+	a := &AskedBounds{IPv4: new(b.IPv4), IPv6: new(b.IPv6), Longest: new(b.Longest), Claims: new(b.Claims), Force: new(b.Force), Origins: []Origin{}}
 	a.Origins = append(a.Origins, b.Origins...)
 	return a
 }

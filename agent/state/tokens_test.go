@@ -179,15 +179,16 @@ func TestAskedBounds(t *testing.T) {
 	day := Duration(24 * time.Hour)
 	api := []Origin{"api:t"}
 	for text, want := range map[string]Bounds{
-		`{}`:                        {32, 64, day, 100_000, api},
-		`{"ipv4":24}`:               {24, 64, day, 100_000, api},
-		`{"ipv6":0}`:                {32, 0, day, 100_000, api},
-		`{"longest":"1h"}`:          {32, 64, Duration(time.Hour), 100_000, api},
-		`{"longest":"0s"}`:          {32, 64, 0, 100_000, api},
-		`{"claims":7}`:              {32, 64, day, 7, api},
-		`{"claims":0}`:              {32, 64, day, 0, api},
-		`{"origins":["api:other"]}`: {32, 64, day, 100_000, []Origin{"api:other"}},
-		`{"origins":[]}`:            {32, 64, day, 0, nil},
+		`{}`:                        {32, 64, day, 100_000, api, false},
+		`{"ipv4":24}`:               {24, 64, day, 100_000, api, false},
+		`{"ipv6":0}`:                {32, 0, day, 100_000, api, false},
+		`{"longest":"1h"}`:          {32, 64, Duration(time.Hour), 100_000, api, false},
+		`{"longest":"0s"}`:          {32, 64, 0, 100_000, api, false},
+		`{"claims":7}`:              {32, 64, day, 7, api, false},
+		`{"claims":0}`:              {32, 64, day, 0, api, false},
+		`{"origins":["api:other"]}`: {32, 64, day, 100_000, []Origin{"api:other"}, false},
+		`{"origins":[]}`:            {32, 64, day, 0, nil, false},
+		`{"force":true}`:            {32, 64, day, 100_000, api, true},
 		`{"ipv4":0,"ipv6":0,"longest":"0s","claims":0,"origins":[]}`: {},
 	} {
 		for _, scope := range []Scope{ScopeBan, ScopeAdmin} {

@@ -85,7 +85,7 @@ func (a *app) allowAdd(ctx context.Context, args []string, noLimits bool, reason
 	if err != nil {
 		return err
 	}
-	return a.allowAnswer(answer)
+	return a.allowAnswer(answer, onTrial)
 }
 
 func (a *app) allowRemoveCommand() *cobra.Command {
@@ -109,13 +109,13 @@ func (a *app) allowRemoveCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.allowAnswer(answer)
+			return a.allowAnswer(answer, 0)
 		},
 	}
 }
 
 // allowAnswer tells what came of each entry.
-func (a *app) allowAnswer(answer state.AllowResponse) error {
+func (a *app) allowAnswer(answer state.AllowResponse, confirm state.Duration) error {
 	var failed []*state.Error
 	for _, r := range answer.Allow {
 		if r.Error != nil {
@@ -153,7 +153,7 @@ func (a *app) allowAnswer(answer state.AllowResponse) error {
 			return err
 		}
 	}
-	a.onTrial(answer.Trial)
+	a.onTrial(triedIf(confirm, answer.Done), answer.Trial)
 	return ofBatch(answer.Done, failed)
 }
 

@@ -64,7 +64,7 @@ func (a *app) attach(ctx context.Context, names []string, mode, confirm string) 
 		default:
 			a.say("%s is shielded in %s mode", v.Name, v.Mode)
 		}
-		a.onTrial(v.Trial)
+		a.onTrial(onTrial, v.Trial)
 	}
 	return ofEach(len(done), failed)
 }

@@ -76,7 +76,8 @@ func (a *app) ban(ctx context.Context, f banFlags, args []string) error {
 	if err != nil || len(prefixes) == 0 {
 		return err
 	}
-	return a.inBatches(prefixes, func(c *client.Client, part []netip.Prefix) (state.BanResponse, error) {
+	done, tried := 0, false
+	err = a.inBatches(prefixes, func(c *client.Client, part []netip.Prefix) (state.BanResponse, error) {
 		r := state.BanRequest{Force: f.force, Confirm: confirm}
 		for _, p := range part {
 			item := state.BanItem{Prefix: p.String(), Origin: like.Origin, Reason: f.reason, Monitor: f.monitor}
@@ -85,8 +86,14 @@ func (a *app) ban(ctx context.Context, f banFlags, args []string) error {
 			}
 			r.Bans = append(r.Bans, item)
 		}
-		return c.Ban(ctx, r)
+		answer, err := c.Ban(ctx, r)
+		done, tried = done+answer.Done, tried || answer.Trial != nil
+		return answer, err
 	})
+	if !tried {
+		a.onTrial(triedIf(confirm, done), nil)
+	}
+	return err
 }
 
 type unbanFlags struct {
@@ -225,7 +232,7 @@ func (a *app) inBatches(prefixes []netip.Prefix, send func(*client.Client, []net
 		a.summary(counts)
 	}
 	for _, t := range onTrial {
-		a.onTrial(t)
+		a.onTrial(1, t)
 	}
 	return ofBatch(whole.Done, failed)
 }

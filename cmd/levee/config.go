@@ -133,7 +133,7 @@ also after a restart, until the file is another one.`,
 				return a.printJSON(answer)
 			}
 			a.say("the configuration was read again")
-			a.onTrial(answer.Trial)
+			a.onTrial(onTrial, answer.Trial)
 			return nil
 		},
 	}

@@ -137,7 +137,7 @@ func (a *app) limitSet(ctx context.Context, flags *pflag.FlagSet, f *limitFlags,
 		}
 		a.line("limit %s is %s", name, verb)
 		a.limitBlock(&set)
-		a.onTrial(set.Trial)
+		a.onTrial(onTrial, set.Trial)
 	}
 	return nil
 }

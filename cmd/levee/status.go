@@ -98,13 +98,7 @@ func (a *app) statusHead(o *state.Overview) {
 	case o.Mode == state.Monitor:
 		a.line("The setting mode is monitor: what would be dropped is counted, and passes.")
 	}
-	for _, t := range o.Trials {
-		by := ""
-		if t.Actor != "" {
-			by = " by " + t.Actor
-		}
-		fmt.Fprintln(a.stdout, a.paint(yellow, clean(fmt.Sprintf("? on trial: %s%s, taken back in %s unless you run: levee confirm %s", t.What, by, a.left(t.Expires), t.ID))))
-	}
+	a.trials(o)
 	if e := o.Reconcile.Error; e != "" {
 		fmt.Fprintln(a.stdout, a.paint(red, "! the kernel's tables could not be brought to the state: "+clean(e)))
 	}

@@ -26,7 +26,7 @@ type tokenFlags struct {
 	scopes, origins      []string
 	owner, life, longest string
 	ipv4, ipv6, claims   int
-	unbounded            bool
+	unbounded, force     bool
 }
 
 func (a *app) tokenAddCommand() *cobra.Command {
@@ -55,7 +55,8 @@ and speaks for the origin api:NAME alone; one with the scope admin has no such b
 	flags.StringVar(&f.longest, "longest", "24h", "how long its bans may last; 0s: also without an end")
 	flags.IntVar(&f.claims, "claims", 100_000, "how many of its bans may live at once; 0: any number")
 	flags.StringSliceVar(&f.origins, "origin", nil, "for whom it may speak (default api:NAME)")
-	flags.BoolVar(&f.unbounded, "unbounded", false, "no bounds on its bans")
+	flags.BoolVar(&f.force, "force", false, "it may ban with force: also prefixes wider than /8 or /19, or with protected addresses within them")
+	flags.BoolVar(&f.unbounded, "unbounded", false, "no bounds on its bans, but for force")
 	must(cmd.RegisterFlagCompletionFunc("scope", fixed("read", "ban", "limit", "admin")))
 	must(cmd.RegisterFlagCompletionFunc("origin", a.completeOrigins))
 	return cmd
@@ -71,8 +72,8 @@ func (f *tokenFlags) bounds(cmd *cobra.Command, name string) (*state.AskedBounds
 	case f.unbounded && said:
 		return nil, usage("--unbounded stands beside bounds; give one of them")
 	case f.unbounded:
-		return (&state.Bounds{}).Asked(), nil
-	case !said:
+		return (&state.Bounds{Force: f.force}).Asked(), nil
+	case !said && !f.force:
 		return nil, nil //nolint:nilnil // the daemon's defaults are meant
 	}
 	longest, err := state.ParseDuration(f.longest)
@@ -80,7 +81,7 @@ func (f *tokenFlags) bounds(cmd *cobra.Command, name string) (*state.AskedBounds
 		return nil, inFlag("longest", err)
 	}
 	b := state.DefaultBounds(name)
-	b.IPv4, b.IPv6, b.Longest, b.Claims = f.ipv4, f.ipv6, longest, f.claims
+	b.IPv4, b.IPv6, b.Longest, b.Claims, b.Force = f.ipv4, f.ipv6, longest, f.claims, f.force
 	if len(f.origins) > 0 {
 		b.Origins = nil
 		for _, o := range f.origins {
@@ -151,6 +152,9 @@ func boundsText(b *state.Bounds) string {
 	}
 	if b.Claims > 0 {
 		words = append(words, count(b.Claims)+" at once")
+	}
+	if b.Force {
+		words = append(words, "with force")
 	}
 	if len(b.Origins) > 0 {
 		names := make([]string, len(b.Origins))
