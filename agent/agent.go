@@ -166,16 +166,19 @@ func (e *engine) open(ctx context.Context, kernel Kernel, c *config.Config) (err
 	if err := os.MkdirAll(filepath.Dir(c.Lock), 0o755); err != nil { //nolint:gosec // others may look, not write
 		return fmt.Errorf("the lock's directory: %w", err)
 	}
-	// Both take a while where there are many bans, and neither needs the other.
+	// Both take a while where there are many bans, and neither needs the other. But the state is not
+	// touched before the lock is held: of two daemons that start at once, the second would set aside or
+	// replace a file that the first has just begun.
 	var (
 		lost     *state.Lost
 		errState error
 		reading  sync.WaitGroup
 	)
-	reading.Go(func() {
-		e.state, lost, errState = state.OpenOrSetAside(state.Config{Path: c.State.Path, Clock: e.clock, Log: e.log})
+	e.shield, err = kernel.Open(ctx, c, e.log, func() {
+		reading.Go(func() {
+			e.state, lost, errState = state.OpenOrSetAside(state.Config{Path: c.State.Path, Clock: e.clock, Log: e.log})
+		})
 	})
-	e.shield, err = kernel.Open(ctx, c, e.log)
 	reading.Wait()
 	if err != nil {
 		return fmt.Errorf("open the shield: %w", err)

@@ -571,6 +571,32 @@ func TestStartFails(t *testing.T) {
 	}
 }
 
+// A daemon that does not get the lock neither begins a state nor sets one aside: the one that holds it
+// may just have begun that file.
+func TestStateAfterLock(t *testing.T) {
+	k := newFakeKernel()
+	d := newDaemon(t, k, "")
+	dir := t.TempDir()
+	damaged := filepath.Join(dir, "damaged.db")
+	if err := os.WriteFile(damaged, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{damaged, filepath.Join(dir, "none.db")} {
+		c, err := d.load()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.State.Path = path
+		if err := Run(t.Context(), Options{Config: c, Stderr: io.Discard, Kernel: k}); err == nil || !strings.Contains(err.Error(), "4711") {
+			t.Errorf("a second daemon: %v", err)
+		}
+		files, err := os.ReadDir(dir)
+		if err != nil || len(files) != 1 || files[0].Name() != "damaged.db" {
+			t.Errorf("%v, %v", files, err)
+		}
+	}
+}
+
 func TestMetricsAndHealth(t *testing.T) {
 	d := newDaemon(t, newFakeKernel(), "interfaces: [eth0]\n")
 	d.ban(state.BanItem{Prefix: "192.0.2.1"})

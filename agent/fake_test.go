@@ -54,12 +54,13 @@ func newFakeKernel() *fakeKernel {
 
 func (k *fakeKernel) Probe(string) loader.Report { return loader.Report{Findings: k.findings} }
 
-func (k *fakeKernel) Open(_ context.Context, c *config.Config, _ *slog.Logger) (Shield, error) {
+func (k *fakeKernel) Open(_ context.Context, c *config.Config, _ *slog.Logger, locked func()) (Shield, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.held {
 		return nil, &loader.LockedError{Path: c.Lock, PID: 4711}
 	}
+	locked()
 	s := &fakeShield{k, k.pinned}
 	k.pinned, k.held = true, true
 	return s, nil

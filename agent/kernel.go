@@ -18,8 +18,9 @@ import (
 type Kernel interface {
 	// Probe says what the host lacks.
 	Probe(root string) loader.Report
-	// Open adopts what is pinned, or makes it.
-	Open(ctx context.Context, c *config.Config, log *slog.Logger) (Shield, error)
+	// Open adopts what is pinned, or makes it. As soon as no other daemon can hold the lock, locked is
+	// called.
+	Open(ctx context.Context, c *config.Config, log *slog.Logger, locked func()) (Shield, error)
 }
 
 // Shield is a pinned set of tables and the programs on interfaces. loader.Set says more of each.
@@ -112,8 +113,8 @@ type System struct{}
 func (System) Probe(root string) loader.Report { return loader.Probe(root) }
 
 // Open adopts what is pinned, or makes it.
-func (System) Open(ctx context.Context, c *config.Config, logger *slog.Logger) (_ Shield, err error) {
-	want := loader.Config{Root: c.BPFFS, Lock: c.Lock, Sizes: c.Tables.Sizes(), Features: c.Features.Program(), Log: logger}
+func (System) Open(ctx context.Context, c *config.Config, logger *slog.Logger, locked func()) (_ Shield, err error) {
+	want := loader.Config{Root: c.BPFFS, Lock: c.Lock, Sizes: c.Tables.Sizes(), Features: c.Features.Program(), Log: logger, Locked: locked}
 	if c.Compile.Enabled {
 		spec, report, err := loader.Compile(ctx, loader.CompileConfig{CacheDir: c.Compile.Cache, Clang: c.Compile.Clang})
 		if err != nil {

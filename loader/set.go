@@ -28,6 +28,7 @@ type Config struct {
 	Features bpf.Features         // of the program; bpf.DefaultFeatures() if zero. Frags is the loader's to decide
 	Spec     *ebpf.CollectionSpec // the program and its maps, as from Compile; the committed object if nil
 	Log      *slog.Logger         // what happens by itself, as in Watch; nowhere if nil
+	Locked   func()               // called when the lock is held, before anything is looked at; may be nil
 
 	schema uint32 // of Spec, for tests; that of package bpf if 0
 }
@@ -82,6 +83,9 @@ func Open(c Config) (_ *Set, err error) {
 			err = errors.Join(err, s.Close())
 		}
 	}()
+	if c.Locked != nil {
+		c.Locked()
+	}
 	s.frags = haveFrags()
 	if err := s.pins.recover(); err != nil {
 		return nil, err

@@ -101,7 +101,10 @@ func TestLock(t *testing.T) {
 	l := newLab(t)
 	s := l.open()
 	before := descriptors(t)
-	_, err := Open(l.config())
+	c := l.config()
+	told := 0
+	c.Locked = func() { told++ }
+	_, err := Open(c)
 	var locked *LockedError
 	if !errors.As(err, &locked) || locked.PID != os.Getpid() || locked.Path != l.lock || time.Since(locked.Since) > time.Minute || time.Until(locked.Since) > 0 ||
 		err.Error() != fmt.Sprintf("lock %s: process %d (%s) holds it since %s; one daemon at a time shields a host: stop that one first, its shield stays up",
@@ -112,7 +115,15 @@ func TestLock(t *testing.T) {
 		t.Errorf("%d descriptors, were %d", after, before)
 	}
 	must(t, s.Close())
-	l.open()
+	if told != 0 {
+		t.Error("it was told that it holds the lock")
+	}
+	s, err = Open(c)
+	must(t, err)
+	must(t, s.Close())
+	if told != 1 {
+		t.Errorf("it was told %d times that it holds the lock", told)
+	}
 }
 
 func TestBadRoots(t *testing.T) {
