@@ -10,6 +10,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/levee-xdp/levee/bpf"
+
+	"github.com/levee-xdp/levee/scripts/internal/space"
 )
 
 // cpuCase is what two CPUs do at once.
@@ -219,12 +221,12 @@ func (m meter) measurePairs(ctx context.Context, pairs []*pair) error {
 // that is attached somewhere is there already: here to the loopback interface of a namespace that
 // has nothing else.
 type holder struct {
-	space *space
+	space *space.Space
 	link  link.Link
 }
 
 func newHolder(cpu int) (*holder, error) {
-	s, err := newSpace(cpu)
+	s, err := space.New("bench", cpu)
 	if err != nil {
 		return nil, err
 	}
@@ -235,7 +237,7 @@ func (h *holder) hold(program *ebpf.Program) error {
 	if h.link != nil {
 		return h.link.Update(program)
 	}
-	return h.space.do(func() (err error) {
+	return h.space.Do(func() (err error) {
 		const loopback = 1
 		h.link, err = link.AttachXDP(link.XDPOptions{Program: program, Interface: loopback, Flags: link.XDPGenericMode})
 		if err != nil {
@@ -249,5 +251,5 @@ func (h *holder) close() {
 	if h.link != nil {
 		_ = h.link.Close()
 	}
-	h.space.close()
+	h.space.Close()
 }

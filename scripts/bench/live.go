@@ -113,7 +113,7 @@ func (b *bench) liveFamily(ctx context.Context, v6 bool) error {
 		}
 		b.log("%s: set up in %s", f.name, time.Since(start).Round(time.Millisecond))
 		_, sum := newFrame(v6)
-		err = f.wire.from.do(func() (err error) {
+		err = f.wire.from.Do(func() (err error) {
 			f.gen, err = w.load(v6, src, map[string]any{"cfg_ifindex": uint32(f.wire.fromIndex), "cfg_header_sum": sum})
 			return err
 		})
@@ -178,7 +178,7 @@ func (f *filter) send(template []byte, slice time.Duration, how string) (perSeco
 	if how == ownCPUs {
 		clock, batch = monotonic, 1<<19 // each call sleeps for a while in the kernel
 	}
-	err = f.wire.from.do(func() error {
+	err = f.wire.from.Do(func() error {
 		start := clock()
 		for took < slice {
 			_, err := f.gen.Run(&ebpf.RunOptions{Data: frame, Repeat: uint32(batch), Flags: unix.BPF_F_TEST_XDP_LIVE_FRAMES, BatchSize: 64})
@@ -244,7 +244,7 @@ func (b *bench) liveRows(up []*filter, v6 bool, st *stage) error {
 
 // attach attaches a program to the wire's far end; the link ends with the wire's namespace.
 func (w *wire) attach(program *ebpf.Program) error {
-	return w.to.do(func() error {
+	return w.to.Do(func() error {
 		l, err := link.AttachXDP(link.XDPOptions{Program: program, Interface: w.toIndex, Flags: link.XDPDriverMode})
 		if err != nil {
 			return fmt.Errorf("attach: %w", err)
@@ -283,7 +283,7 @@ func (w *wire) nftables(v6 bool, bans []netip.Prefix) error {
 		fmt.Fprintf(&text, "%s,\n", p)
 	}
 	fmt.Fprintf(&text, "}\n }\n chain in {\n type filter hook ingress device %s priority 0;\n %s @banned counter drop\n }\n}\n", w.toName, match)
-	return w.to.command(text.String(), "nft", "-f", "-")
+	return command(w.to, text.String(), "nft", "-f", "-")
 }
 
 func (w *wire) ipset(v6 bool, bans []netip.Prefix) error {
@@ -296,15 +296,15 @@ func (w *wire) ipset(v6 bool, bans []netip.Prefix) error {
 	for _, p := range bans {
 		fmt.Fprintf(&text, "add banned %s\n", p)
 	}
-	if err := w.to.command(text.String(), "ipset", "restore"); err != nil {
+	if err := command(w.to, text.String(), "ipset", "restore"); err != nil {
 		return err
 	}
-	return w.to.command("", iptables, "-t", "raw", "-A", "PREROUTING", "-m", "set", "--match-set", "banned", "src", "-j", "DROP")
+	return command(w.to, "", iptables, "-t", "raw", "-A", "PREROUTING", "-m", "set", "--match-set", "banned", "src", "-j", "DROP")
 }
 
 // xdpFilter loads it with as many addresses as it holds, and says which. It knows no prefixes.
 func (w *wire) xdpFilter(v6 bool, banned []netip.Addr) ([]netip.Addr, error) {
-	if err := w.to.command("", "xdp-filter", "load", w.toName, "-m", "native", "-f", "ipv4,ipv6", "-p", "allow"); err != nil {
+	if err := command(w.to, "", "xdp-filter", "load", w.toName, "-m", "native", "-f", "ipv4,ipv6", "-p", "allow"); err != nil {
 		return nil, err
 	}
 	path := "/sys/fs/bpf/xdp-filter/filter_ipv4"
@@ -312,7 +312,7 @@ func (w *wire) xdpFilter(v6 bool, banned []netip.Addr) ([]netip.Addr, error) {
 		path = "/sys/fs/bpf/xdp-filter/filter_ipv6"
 	}
 	var addrs []netip.Addr
-	err := w.to.do(func() error {
+	err := w.to.Do(func() error {
 		m, err := ebpf.LoadPinnedMap(path, nil)
 		if err != nil {
 			return fmt.Errorf("open xdp-filter's map: %w", err)

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/levee-xdp/levee/scripts/internal/space"
 )
 
 // machine is what a figure must be read with.
@@ -63,22 +65,12 @@ func firstLine(path string) string {
 	return line
 }
 
-// pin binds the calling thread, which must be locked to its goroutine, to a CPU.
-func pin(cpu int) error {
-	var set unix.CPUSet
-	set.Set(cpu)
-	if err := unix.SchedSetaffinity(0, &set); err != nil {
-		return fmt.Errorf("bind to CPU %d: %w", cpu, err)
-	}
-	return nil
-}
-
 // measuring binds the calling thread to a CPU and puts it before all others there.
 func measuring(cpu int) error {
 	if err := unix.Setpriority(unix.PRIO_PROCESS, 0, -20); err != nil {
 		return fmt.Errorf("raise the priority: %w", err)
 	}
-	return pin(cpu)
+	return space.Pin(0, cpu)
 }
 
 // threadTime is the CPU time of the calling thread: what others take from its CPU is not in it.

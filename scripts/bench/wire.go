@@ -7,71 +7,18 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
-	shared "github.com/levee-xdp/levee/scripts/internal/space"
+	"github.com/levee-xdp/levee/scripts/internal/space"
 )
 
-// space is a network namespace with file systems of its own for /sys, bpffs and /run. It belongs to
-// one locked thread and has no name, so it ends when that thread and what was started from it end.
-type space struct {
-	calls chan func()
-}
-
-// newSpace makes a namespace whose thread, and whatever is started from it, runs on a CPU.
-func newSpace(cpu int) (*space, error) {
-	s := &space{calls: make(chan func())}
-	ready := make(chan error)
-	go func() {
-		runtime.LockOSThread() // for good: the thread is not fit for other goroutines
-		err := enterSpace(cpu)
-		ready <- err
-		if err != nil {
-			return
-		}
-		for call := range s.calls {
-			call()
-		}
-	}()
-	if err := <-ready; err != nil {
-		return nil, fmt.Errorf("make a namespace: %w", err)
-	}
-	return s, nil
-}
-
-func enterSpace(cpu int) error {
-	if err := unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWNS); err != nil {
-		return fmt.Errorf("unshare: %w", err)
-	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("make mounts private: %w", err)
-	}
-	for _, m := range []struct{ fs, path, data string }{
-		{"sysfs", "/sys", ""}, {"bpf", "/sys/fs/bpf", "mode=0700"}, {"tmpfs", "/run", "mode=0755"},
-	} {
-		if err := unix.Mount(m.fs, m.path, m.fs, unix.MS_NOSUID|unix.MS_NODEV, m.data); err != nil {
-			return fmt.Errorf("mount %s on %s: %w", m.fs, m.path, err)
-		}
-	}
-	return pin(cpu)
-}
-
-// do runs a function on the space's thread.
-func (s *space) do(f func() error) error {
-	done := make(chan error, 1)
-	s.calls <- func() { done <- f() }
-	return <-done
-}
-
-// command runs a program inside the space.
-func (s *space) command(stdin, name string, args ...string) error {
-	return s.do(func() error {
+// command runs a program inside a space.
+func command(s *space.Space, stdin, name string, args ...string) error {
+	return s.Do(func() error {
 		c := exec.Command(name, args...)
 		c.Stdin = strings.NewReader(stdin)
 		out, err := c.CombinedOutput()
@@ -87,11 +34,9 @@ func lastLine(text string) string {
 	return lines[len(lines)-1]
 }
 
-func (s *space) close() { close(s.calls) }
-
 // wire is a pair of virtual interfaces between two namespaces.
 type wire struct {
-	from, to           *space
+	from, to           *space.Space
 	fromName, toName   string
 	fromIndex, toIndex int
 	toMAC              net.HardwareAddr
@@ -107,22 +52,18 @@ func newWire(cpu, number int) (w *wire, err error) {
 			w.close()
 		}
 	}()
-	if w.from, err = newSpace(cpu); err != nil {
+	if w.from, err = space.New("bench", cpu); err != nil {
 		return nil, err
 	}
-	if w.to, err = newSpace(cpu); err != nil {
+	if w.to, err = space.New("bench", cpu); err != nil {
 		return nil, err
 	}
-	var far *os.File
-	err = w.to.do(func() (err error) {
-		far, err = os.Open("/proc/thread-self/ns/net")
-		return err
-	})
+	far, err := w.to.Handle()
 	if err != nil {
 		return nil, err
 	}
 	defer far.Close()
-	err = w.from.do(func() error {
+	err = w.from.Do(func() error {
 		if err := netlink.LinkAdd(&netlink.Veth{
 			LinkAttrs:     netlink.LinkAttrs{Name: w.fromName, MTU: 1500, NumRxQueues: 1, NumTxQueues: 1},
 			PeerName:      w.toName,
@@ -136,12 +77,12 @@ func newWire(cpu, number int) (w *wire, err error) {
 	if err != nil {
 		return nil, err
 	}
-	return w, w.to.do(func() error {
+	return w, w.to.Do(func() error {
 		var err error
 		if w.toIndex, w.toMAC, err = raise(w.toName); err != nil {
 			return err
 		}
-		return shared.ReceiveOn(w.toName)
+		return space.ReceiveOn(w.toName)
 	})
 }
 
@@ -158,7 +99,7 @@ func raise(name string) (int, net.HardwareAddr, error) {
 
 // ownCPU gives the far end's receiver a thread of its own, on another CPU than the sender's.
 func (w *wire) ownCPU(cpu int) error {
-	err := w.to.do(func() error {
+	err := w.to.Do(func() error {
 		return os.WriteFile(filepath.Join("/sys/class/net", w.toName, "threaded"), []byte("1"), 0)
 	})
 	if err != nil {
@@ -177,19 +118,14 @@ func (w *wire) ownCPU(cpu int) error {
 		if err != nil {
 			return err
 		}
-		var set unix.CPUSet
-		set.Set(cpu)
-		if err := unix.SchedSetaffinity(pid, &set); err != nil {
-			return fmt.Errorf("bind the receive thread: %w", err)
-		}
-		return nil
+		return space.Pin(pid, cpu)
 	}
 	return fmt.Errorf("no receive thread called %s", want)
 }
 
 // received is how many frames the far end has taken in so far.
 func (w *wire) received() (n uint64, err error) {
-	err = w.to.do(func() error {
+	err = w.to.Do(func() error {
 		nic, err := netlink.LinkByName(w.toName)
 		if err != nil {
 			return err
@@ -207,9 +143,9 @@ func (w *wire) close() {
 	for _, l := range w.links {
 		_ = l.Close()
 	}
-	for _, s := range []*space{w.from, w.to} {
+	for _, s := range []*space.Space{w.from, w.to} {
 		if s != nil {
-			s.close()
+			s.Close()
 		}
 	}
 }
