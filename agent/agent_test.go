@@ -154,6 +154,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv("LEVEE_TEST_DAEMON") != "" {
 		os.Exit(daemonMain())
 	}
+	if text := os.Getenv("LEVEE_TEST_CLIENTS"); text != "" {
+		os.Exit(clientsMain(text))
+	}
 	goleak.VerifyTestMain(m)
 }
 
@@ -468,7 +471,7 @@ func TestPanicSwitch(t *testing.T) {
 	d := newDaemon(t, newFakeKernel(), "interfaces: [eth0]\n")
 	ctx := t.Context()
 	d.ban(state.BanItem{Prefix: "192.0.2.1"})
-	if p, err := d.SetPanic(ctx, true); err != nil || !p.On || !d.kernel.panic {
+	if p, err := d.SetPanic(ctx, true); err != nil || !p.On || !d.kernel.panic.Load() {
 		t.Errorf("%+v, %v", p, err)
 	}
 	if c, err := d.Check(ctx, netip.MustParseAddr("192.0.2.1")); err != nil || c.Verdict != state.VerdictPasses {
@@ -746,7 +749,7 @@ func TestBadRequests(t *testing.T) {
 		}
 	}
 	d.want("192.0.2.1/32")
-	if d.kernel.panic || len(d.kernel.limits) != 1 || len(d.kernel.attachments) != 1 {
+	if d.kernel.panic.Load() || len(d.kernel.limits) != 1 || len(d.kernel.attachments) != 1 {
 		t.Error("something changed")
 	}
 }

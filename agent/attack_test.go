@@ -3,11 +3,14 @@ package agent
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
@@ -22,6 +25,7 @@ import (
 
 	"github.com/levee-xdp/levee/agent/client"
 	"github.com/levee-xdp/levee/agent/state"
+	kernel "github.com/levee-xdp/levee/maps"
 )
 
 // long chooses between the short version of an attack and the whole.
@@ -37,6 +41,7 @@ func long(short, whole int) int {
 // one process here, so what the attacker's side costs is counted, too.
 type watch struct {
 	*secure
+	calm  time.Duration // the worst of some requests before the attack: what the machine itself takes
 	idle  uint64
 	most  uint64
 	times []time.Duration
@@ -49,8 +54,16 @@ const answerWithin = 100 * time.Millisecond
 const mayGrow = 100 << 20
 
 func newWatch(s *secure) *watch {
+	w := &watch{secure: s}
+	for range 20 {
+		w.ask()
+		time.Sleep(5 * time.Millisecond)
+	}
+	w.calm, w.times = slices.Max(w.times), nil
 	debug.FreeOSMemory()
-	return &watch{secure: s, idle: held()}
+	w.idle = held()
+	w.most = w.idle
+	return w
 }
 
 // held is what the process holds of memory, without what it has given back.
@@ -91,12 +104,13 @@ func (w *watch) during(attack func()) {
 func (w *watch) judge() {
 	w.Helper()
 	slices.Sort(w.times)
-	median, worst := w.times[len(w.times)/2], w.times[len(w.times)-1]
+	median, most, worst := w.times[len(w.times)/2], w.times[len(w.times)*9/10], w.times[len(w.times)-1]
 	grown := int64(w.most) - int64(w.idle)
-	w.Logf("an admin was answered %d times, half within %s, all within %s; memory grew by %d MB", len(w.times), median, worst, grown>>20)
-	// Half, since others work on this machine, too.
-	if median > answerWithin {
-		w.Errorf("half of an admin's requests took %s, all %s; they should take %s", median, worst, answerWithin)
+	w.Logf("an admin was answered %d times, half within %s, nine of ten within %s, all within %s (before it: %s); memory grew by %d MB",
+		len(w.times), median, most, worst, w.calm, grown>>20)
+	// Half, and nine of ten with more room, since others work on this machine, too.
+	if bound := answerWithin + w.calm; median > bound || len(w.times) >= 10 && most > 5*bound {
+		w.Errorf("half of an admin's requests took %s, nine of ten %s, all %s; they should take %s, and took %s when nothing else was asked", median, most, worst, answerWithin, w.calm)
 	}
 	if grown > mayGrow {
 		w.Errorf("memory grew by %d MB", grown>>20)
@@ -255,30 +269,57 @@ func TestAttackClients(t *testing.T) {
 	s := newSecure(t, "    connections_per_address: 1000\n    requests: {rate: 100k/s, burst: 100k}\n    requests_per_address: {rate: 100k/s, burst: 100k}", "")
 	gateway := s.token("gateway", state.TokenRequest{Scopes: []state.Scope{state.ScopeBan}})
 	s.kernel.room = 10_000
-	const clients, each = 200, 5
-	newWatch(s).during(func() {
-		var group sync.WaitGroup
-		for i := range clients {
-			config := client.Config{Socket: filepath.Join(s.dir, "s"), Timeout: time.Minute}
-			if i%2 == 1 {
-				config = client.Config{URL: "https://" + s.address, CA: s.file("ca.pem"), Token: gateway, Timeout: time.Minute}
-			}
-			c := client.New(config)
-			group.Go(func() {
-				defer c.Close()
-				for j := range each {
-					r, err := c.Ban(context.Background(), state.BanRequest{Bans: []state.BanItem{{Prefix: fmt.Sprintf("198.51.%d.%d", j, i), For: "1h"}}})
-					if err != nil || r.Done != 1 {
-						t.Errorf("%+v, %v", r, err)
-					}
-				}
-			})
-		}
-		group.Wait()
-	})
-	if n := len(strings.Fields(s.kernel.show())); n != clients*each {
-		t.Errorf("%d are banned, want %d", n, clients*each)
+	a := manyClients{Here: filepath.Join(s.dir, "s"), URL: "https://" + s.address, CA: s.file("ca.pem"), Token: gateway, Clients: 200, Each: long(5, 50)}
+	text, err := json.Marshal(a)
+	if err != nil {
+		t.Fatal(err)
 	}
+	newWatch(s).during(func() {
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), "LEVEE_TEST_CLIENTS="+string(text))
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+	})
+	if n := len(strings.Fields(s.kernel.show())); n != a.Clients*a.Each {
+		t.Errorf("%d are banned, want %d", n, a.Clients*a.Each)
+	}
+}
+
+// manyClients is clients that ban at once, half of them on this host and half by TCP. They are a process
+// of their own, so that the daemon's own scheduling is measured and not theirs.
+type manyClients struct {
+	Here, URL, CA, Token string
+	Clients, Each        int
+}
+
+func clientsMain(text string) int {
+	var a manyClients
+	if err := json.Unmarshal([]byte(text), &a); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	var group sync.WaitGroup
+	var failed atomic.Int32
+	for i := range a.Clients {
+		config := client.Config{Socket: a.Here, Timeout: time.Minute}
+		if i%2 == 1 {
+			config = client.Config{URL: a.URL, CA: a.CA, Token: a.Token, Timeout: time.Minute}
+		}
+		c := client.New(config)
+		group.Go(func() {
+			defer c.Close()
+			for j := range a.Each {
+				r, err := c.Ban(context.Background(), state.BanRequest{Bans: []state.BanItem{{Prefix: fmt.Sprintf("198.51.%d.%d", j, i), For: "1h"}}})
+				if err != nil || r.Done != 1 {
+					fmt.Fprintf(os.Stderr, "%+v, %v\n", r, err)
+					failed.Store(1)
+				}
+			}
+		})
+	}
+	group.Wait()
+	return int(failed.Load())
 }
 
 // Large bodies, many at once, of one who may ban: memory stays bounded, and an admin is answered.
@@ -312,6 +353,51 @@ func TestAttackBodies(t *testing.T) {
 		group.Wait()
 	})
 	s.want("")
+}
+
+// A token that may only read asks for all that is costly, on many connections: few are under way at once,
+// the others are told to come again.
+func TestAttackReads(t *testing.T) {
+	s := newSecure(t, "    requests: {rate: 10k/s, burst: 10k}\n    requests_per_address: {rate: 10k/s, burst: 10k}", "")
+	reader := s.token("reader", state.TokenRequest{Scopes: []state.Scope{state.ScopeRead}})
+	other := s.token("other", state.TokenRequest{Scopes: []state.Scope{state.ScopeRead}})
+	many := long(50_000, 300_000)
+	s.kernel.room = 2 * many
+	var lines strings.Builder
+	for i := range many {
+		fmt.Fprintf(&lines, "100.%d.%d.%d\n", i>>16, i>>8&255, i&255)
+		s.kernel.sources = append(s.kernel.sources, kernel.Source{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 32), Packets: uint64(i)})
+	}
+	s.bulk(state.BulkRequest{Origin: "feed:x"}, client.PlainLines, lines.String())
+	paths := []string{"/v1/sources?sample=2s&n=10000", "/v1/check?prefix=0.0.0.0/0", "/v1/bans/bulk", "/v1/bans?within=100.0.0.0/8&limit=10000", "/v1/status?sample=1s"}
+	var codes [600]atomic.Int64
+	newWatch(s).during(func() {
+		var group sync.WaitGroup
+		for i := range 30 {
+			transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: s.pool}}
+			group.Go(func() {
+				defer transport.CloseIdleConnections()
+				for j := range long(3, 10) {
+					r, _ := http.NewRequest("GET", "https://"+s.address+paths[(i+j)%len(paths)], nil)
+					r.Header.Set("Authorization", "Bearer "+[]string{reader, other}[i%2])
+					answer, err := transport.RoundTrip(r)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					_, _ = io.Copy(io.Discard, answer.Body)
+					answer.Body.Close()
+					if codes[answer.StatusCode].Add(1); answer.StatusCode == 503 && answer.Header.Get("Retry-After") == "" {
+						t.Error("no Retry-After")
+					}
+				}
+			})
+		}
+		group.Wait()
+	})
+	if ok, busy := codes[200].Load(), codes[503].Load(); ok == 0 || busy == 0 || ok+busy != int64(30*long(3, 10)) {
+		t.Errorf("%d were answered, %d told to come again", ok, busy)
+	}
 }
 
 // opened lets every user of the host reach the socket, as a mistake might.

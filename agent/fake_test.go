@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/levee-xdp/levee/agent/config"
@@ -39,7 +40,7 @@ type fakeKernel struct {
 	lists       []kernel.ListCount
 	limitCounts []kernel.LimitCount
 	sources     []kernel.Source
-	panic       bool
+	panic       atomic.Bool // no lock: an admin who asks for it is not to wait for the fake
 	switches    kernel.Switches
 	pinned      bool
 	held        bool
@@ -270,8 +271,9 @@ func (b fakeBans) Lookup(addr netip.Addr) (kernel.Ban, bool) {
 	defer b.mu.Unlock()
 	var found kernel.Ban
 	ok := false
-	for p, ban := range b.bans {
-		if p.Contains(addr) && ban.Expires > kernel.Monotonic() && (!ok || found.Monitor) {
+	for bits := addr.BitLen(); bits >= 0; bits-- {
+		p, _ := addr.Prefix(bits)
+		if ban, known := b.bans[p]; known && ban.Expires > kernel.Monotonic() && (!ok || found.Monitor) {
 			found, ok = ban, true
 		}
 	}
@@ -384,8 +386,8 @@ func (e fakeEvents) Run(ctx context.Context, each func(kernel.Event)) error {
 
 type fakeControl struct{ *fakeKernel }
 
-func (c fakeControl) SetPanic(on bool) { c.mu.Lock(); defer c.mu.Unlock(); c.panic = on }
-func (c fakeControl) Panic() bool      { c.mu.Lock(); defer c.mu.Unlock(); return c.panic }
+func (c fakeControl) SetPanic(on bool) { c.panic.Store(on) }
+func (c fakeControl) Panic() bool      { return c.panic.Load() }
 func (c fakeControl) Sync(s kernel.Switches) (changes kernel.Changes, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

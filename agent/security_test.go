@@ -316,7 +316,7 @@ func TestSecurityWho(t *testing.T) {
 		}
 	}
 	s.want(before)
-	if len(s.kernel.limits) != 2 || s.kernel.panic || len(s.state(t).Tokens) != 6 {
+	if len(s.kernel.limits) != 2 || s.kernel.panic.Load() || len(s.state(t).Tokens) != 6 {
 		t.Error("something changed")
 	}
 	// Both secrets and headers beside it: the first alone does not count.

@@ -310,7 +310,7 @@ func (s Sampling) duration() (time.Duration, error) {
 }
 
 func (b backend) views(api huma.API) {
-	huma.Register(api, heavy(operation(state.ScopeRead, http.MethodGet, "/v1/sources", "sources", "The sources that send most, or are dropped most"), scan),
+	huma.Register(api, operation(state.ScopeRead, http.MethodGet, "/v1/sources", "sources", "The sources that send most, or are dropped most"),
 		func(ctx context.Context, in *struct {
 			Sampling
 			By state.Order `query:"by" enum:"packets,bytes,dropped" default:"packets"`
@@ -320,14 +320,24 @@ func (b backend) views(api huma.API) {
 			if err != nil {
 				return nil, problemOf(err)
 			}
+			free, ok := takePlace(ctx, measured(d))
+			if !ok {
+				return nil, busy(tooMany)
+			}
+			defer free()
 			return reply1(b.Sources(ctx, in.By, in.N, d))
 		})
-	huma.Register(api, heavy(operation(state.ScopeRead, http.MethodGet, "/v1/status", "status", "What is dropped, why, and whether anybody innocent is among it"), scan),
+	huma.Register(api, operation(state.ScopeRead, http.MethodGet, "/v1/status", "status", "What is dropped, why, and whether anybody innocent is among it"),
 		func(ctx context.Context, in *struct{ Sampling }) (*answer[state.Overview], error) {
 			d, err := in.duration()
 			if err != nil {
 				return nil, problemOf(err)
 			}
+			free, ok := takePlace(ctx, measured(d))
+			if !ok {
+				return nil, busy(tooMany)
+			}
+			defer free()
 			return reply1(b.Status(ctx, d))
 		})
 	huma.Register(api, operation(state.ScopeRead, http.MethodGet, "/v1/stats", "stats", "Every counter"),

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"net/http"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
@@ -17,10 +18,11 @@ const metaWeight = "weight"
 type weight int
 
 const (
-	light weight = iota
-	scan         // it reads a whole table, and may wait while it measures
-	dump         // it writes for as long as the peer reads
-	whole        // it is kept in memory until its end is known
+	light   weight = iota
+	scan           // it reads a whole table
+	measure        // likewise, and waits in between
+	dump           // it writes for as long as the peer reads
+	whole          // it is kept in memory until its end is known
 )
 
 // weights is the places of one door for what is not light. Each door has its own: whatever other hosts
@@ -29,11 +31,12 @@ type weights map[weight]*places
 
 // Those on the host are few, and are all the same actor where they are root.
 func insideWeights() weights {
-	return weights{scan: newPlaces(8, 0), dump: newPlaces(4, 0), whole: newPlaces(1, 0)}
+	return weights{scan: newPlaces(8, 0), measure: newPlaces(8, 0), dump: newPlaces(4, 0), whole: newPlaces(1, 0)}
 }
 
+// Those on other hosts leave a processor to everybody else.
 func outsideWeights() weights {
-	return weights{scan: newPlaces(8, 2), dump: newPlaces(4, 1), whole: newPlaces(2, 1)}
+	return weights{scan: newPlaces(spared(), 1), measure: newPlaces(8, 2), dump: newPlaces(2, 1), whole: newPlaces(2, 1)}
 }
 
 type weightsKey struct{}
@@ -50,6 +53,8 @@ func heavy(op huma.Operation, w weight) huma.Operation {
 	return op
 }
 
+const tooMany = "there are too many requests of this kind under way"
+
 // weighed has operations that are not light wait for their place.
 func weighed(ctx huma.Context, next func(huma.Context)) {
 	w, _ := ctx.Operation().Metadata[metaWeight].(weight)
@@ -60,11 +65,20 @@ func weighed(ctx huma.Context, next func(huma.Context)) {
 	free, ok := takePlace(ctx.Context(), w)
 	if !ok {
 		_, out := humago.Unwrap(ctx)
-		writeProblem(out, busy("there are too many requests of this kind under way"))
+		writeProblem(out, busy(tooMany))
 		return
 	}
 	defer free()
 	next(ctx)
+}
+
+// measured is the weight of what takes two readings, with a time in between. Where that is short it is a
+// reading like any other.
+func measured(d time.Duration) weight {
+	if d < time.Second {
+		return scan
+	}
+	return measure
 }
 
 // busy says that something is not done now, for want of a place.

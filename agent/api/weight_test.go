@@ -42,7 +42,12 @@ func TestHeavyReads(t *testing.T) {
 	s := &slow{under: make(chan struct{}, 100), hold: make(chan struct{})}
 	h := Handler(Config{Backend: s})
 	outside, inside := outsideWeights(), insideWeights()
-	outside[scan].wait, inside[scan].wait = 50*time.Millisecond, 50*time.Millisecond
+	outside[scan] = newPlaces(2, 1)
+	for _, w := range []weight{scan, measure} {
+		outside[w].wait, inside[w].wait = 50*time.Millisecond, 50*time.Millisecond
+	}
+	const long = "/v1/sources?sample=10s&n=10000"
+	const check = "/v1/check?prefix=0.0.0.0/0"
 	send := func(ctx context.Context, all weights, token, path string) *httptest.ResponseRecorder {
 		w := httptest.NewRecorder()
 		by := state.Actor{Kind: state.ActorToken, ID: token, Scopes: []state.Scope{state.ScopeRead}}
@@ -68,24 +73,31 @@ func TestHeavyReads(t *testing.T) {
 			t.Errorf("%s of %s: %d %s %s", path, token, w.Code, w.Header(), w.Body)
 		}
 	}
-	begin(ctx, outside, "a", "/v1/sources?sample=10s&n=10000")
-	begin(t.Context(), outside, "a", "/v1/check?prefix=0.0.0.0/0")
-	refused(outside, "a", "/v1/sources")
+	begin(ctx, outside, "a", long)
+	begin(t.Context(), outside, "a", long)
+	refused(outside, "a", long)
+	begin(t.Context(), outside, "a", check)
+	refused(outside, "a", check)
+	refused(outside, "a", "/v1/sources?sample=1ms")
 	if w := send(t.Context(), outside, "a", "/v1/stats"); w.Code != 200 {
 		t.Errorf("a light one: %d %s", w.Code, w.Body)
 	}
 	for _, token := range []string{"b", "c", "d"} {
-		begin(t.Context(), outside, token, "/v1/sources")
-		begin(t.Context(), outside, token, "/v1/check?prefix=0.0.0.0/0")
+		begin(t.Context(), outside, token, long)
+		begin(t.Context(), outside, token, long)
 	}
-	refused(outside, "e", "/v1/sources")
+	begin(t.Context(), outside, "b", "/v1/sources")
+	refused(outside, "e", long)
+	refused(outside, "e", "/v1/status?sample=1s")
 	refused(outside, "e", "/v1/status")
-	begin(t.Context(), inside, "root", "/v1/sources")
+	refused(outside, "e", check)
+	begin(t.Context(), inside, "root", long)
+	begin(t.Context(), inside, "root", check)
 	gone()
 	<-answered
-	begin(t.Context(), outside, "e", "/v1/sources")
+	begin(t.Context(), outside, "e", long)
 	close(s.hold)
-	for range 9 {
+	for range 12 {
 		if code := <-answered; code != 200 {
 			t.Errorf("%d", code)
 		}
