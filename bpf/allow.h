@@ -6,12 +6,10 @@
 
 #define MAPPED_IPV4 0x0000FFFF00000000ULL
 
-static __always_inline void source_key(const struct pkt *pkt, struct prefix_key *key)
+static __always_inline void source_key(__u64 hi, __u64 lo, __u32 family, struct prefix_key *key)
 {
-	__u64 hi = be64_to_cpu(pkt->src_hi);
-	__u64 lo = pkt->family == FAMILY_IPV4 ? pkt->src_lo | MAPPED_IPV4 : pkt->src_lo;
-
-	lo = be64_to_cpu(lo);
+	hi = be64_to_cpu(hi);
+	lo = be64_to_cpu(family == FAMILY_IPV4 ? lo | MAPPED_IPV4 : lo);
 	key->length = 128;
 	__builtin_memcpy(key->addr, &hi, 8);
 	__builtin_memcpy(key->addr + 8, &lo, 8);
@@ -21,14 +19,19 @@ static __always_inline void source_key(const struct pkt *pkt, struct prefix_key 
  * Whether an allow entry speaks for the source, with all of these flags. The most specific entry
  * decides. Only packets that would be dropped ask, so allowing costs clean traffic nothing.
  */
-static __always_inline bool stage_allow(const struct pkt *pkt, __u32 flags)
+__noinline int allowed(__u64 hi, __u64 lo, __u32 family, __u32 flags)
 {
 	struct prefix_key key;
 	struct allow *allow;
 
-	source_key(pkt, &key);
+	source_key(hi, lo, family, &key);
 	allow = bpf_map_lookup_elem(&allows, &key);
 	if (!allow || (allow->flags & flags) != flags)
 		return false;
 	return allow->expires == NS_FOREVER || allow->expires > bpf_ktime_get_coarse_ns();
+}
+
+static __always_inline bool stage_allow(const struct pkt *pkt, __u32 flags)
+{
+	return allowed(pkt->src_hi, pkt->src_lo, pkt->family, flags);
 }

@@ -69,16 +69,26 @@ __noinline __u64 ban4_probe(__u32 key, __u32 cls)
 	return 0;
 }
 
+/* One bit a /24, 2 MiB for all of IPv4: a clean source is answered here. */
+static __always_inline bool ban4_near(__u32 addr)
+{
+	__u64 *word = lookup(ban4_bits, addr >> 14);
+
+	return word && READ_ONCE(*word) >> (addr >> 8 & 63) & 1;
+}
+
+/* The word of the ban of an address that is near one, or 0. */
 static __always_inline __u64 ban4_find(const struct control *control, __u32 addr)
 {
 	__u64 *word, found, epoch, monitored = 0;
+	struct ban4_bucket *bucket;
 	struct ban4_entry *wide;
 	__u32 classes;
 
-	/* One bit a /24, 2 MiB for all of IPv4: a clean source is answered here. */
-	word = lookup(ban4_bits, addr >> 14);
-	if (!word || likely(!(READ_ONCE(*word) >> (addr >> 8 & 63) & 1)))
-		return 0;
+	/* Most bans are of a /32: its bucket is asked for before it is known that there is one. */
+	bucket = lookup(ban4_table, ban4_home(addr, BAN4_32));
+	if (bucket)
+		READ_ONCE(bucket->entry[0].word);
 	word = lookup(ban4_classes, addr >> 12);
 	wide = lookup(ban4_wide, addr >> 16);
 	if (!word || !wide)
@@ -183,10 +193,11 @@ static __always_inline __u32 ban6_mark(__u64 hash)
 	return hash >> 59 ? hash >> 59 : 1;
 }
 
-static __always_inline __u64 ban6_once(__u64 hi, __u64 lo, __u32 tiers)
+/* Which lengths the filters have for an address: those that a ban of it may have. */
+static __always_inline struct ban6_lengths ban6_near(__u64 hi, __u32 tiers)
 {
-	struct ban6_lengths *cell;
-	__u64 low = 0, high = 0, hash, set, found, monitored;
+	struct ban6_lengths *cell, near = {};
+	__u64 hash, set;
 
 	if (tiers & BAN6_TIER_48) {
 		hash = hash64(hi >> 16);
@@ -195,8 +206,8 @@ static __always_inline __u64 ban6_once(__u64 hi, __u64 lo, __u32 tiers)
 			set = READ_ONCE(cell->low);
 			if (set >> ban6_mark(hash) & 1) {
 				/* 48..63, and 128 in bit 0 */
-				low |= set & (0xFFFFULL << 48 | 1);
-				high |= READ_ONCE(cell->high);
+				near.low |= set & (0xFFFFULL << 48 | 1);
+				near.high |= READ_ONCE(cell->high);
 			}
 		}
 	}
@@ -206,7 +217,7 @@ static __always_inline __u64 ban6_once(__u64 hi, __u64 lo, __u32 tiers)
 		if (cell) {
 			set = READ_ONCE(cell->low);
 			if (set >> ban6_mark(hash) & 1)
-				low |= set & 0xFFFFULL << 32;
+				near.low |= set & 0xFFFFULL << 32;
 		}
 	}
 	if (tiers & BAN6_TIER_WIDE) {
@@ -214,17 +225,24 @@ static __always_inline __u64 ban6_once(__u64 hi, __u64 lo, __u32 tiers)
 
 		/* ::/0 is stored as its two halves: no length is 0. */
 		if (wide)
-			low |= READ_ONCE(*wide) & 0xFFFFFFFEULL;
+			near.low |= READ_ONCE(*wide) & 0xFFFFFFFEULL;
 	}
+	return near;
+}
 
-	monitored = low & 1 ? ban6_probe(hi, lo, 128) : 0;
+static __always_inline __u64 ban6_once(__u64 hi, __u64 lo, __u32 tiers)
+{
+	struct ban6_lengths near = ban6_near(hi, tiers);
+	__u64 found, monitored;
+
+	monitored = near.low & 1 ? ban6_probe(hi, lo, 128) : 0;
 	if (monitored && !(monitored & BAN_MONITOR))
 		return monitored;
-	found = ban6_ask(hi, lo, high, 64);
+	found = ban6_ask(hi, lo, near.high, 64);
 	if (found && !(found & BAN_MONITOR))
 		return found;
 	monitored = monitored ? monitored : found;
-	found = ban6_ask(hi, lo, low & ~1ULL, 0);
+	found = ban6_ask(hi, lo, near.low & ~1ULL, 0);
 	if (found && !(found & BAN_MONITOR))
 		return found;
 	return monitored ? monitored : found;
@@ -248,16 +266,38 @@ static __always_inline __u64 ban6_find(const struct control *control, __u64 hi, 
 	return found;
 }
 
+/* Whether no ban can be found for the source: what the filters alone say. */
+static __always_inline bool ban_far(const struct control *control, __u32 family, __u64 hi, __u64 lo)
+{
+	struct ban6_lengths near;
+	__u64 epoch;
+
+	if (family == FAMILY_IPV4)
+		return !ban4_near(lo);
+	epoch = READ_ONCE(control->ban_epoch);
+	near = ban6_near(hi, READ_ONCE(control->ban6_tiers));
+	return !(near.low | near.high) && READ_ONCE(control->ban_epoch) == epoch;
+}
+
+/* The word of the ban of an address, or 0. A global function, for what a filter has let through. */
+__noinline __u64 ban_find(__u64 hi, __u64 lo, __u32 family)
+{
+	const struct control *control = lookup(controls, 0);
+
+	if (!control)
+		return 0;
+	return family == FAMILY_IPV4 ? ban4_find(control, lo) : ban6_find(control, hi, lo);
+}
+
 /* Drops packets from banned sources, unless an allow entry overrules the ban. */
 static __always_inline enum reason stage_ban(const struct control *control, struct pkt *pkt)
 {
 	__u64 found;
 
-	if (pkt->family == FAMILY_IPV4)
-		found = ban4_find(control, pkt->src_lo);
-	else
-		found = ban6_find(control, pkt->src_hi, pkt->src_lo);
-	if (likely(!found))
+	if (ban_far(control, pkt->family, pkt->src_hi, pkt->src_lo))
+		return REASON_CONTINUE;
+	found = ban_find(pkt->src_hi, pkt->src_lo, pkt->family);
+	if (!found)
 		return REASON_CONTINUE;
 	if (stage_allow(pkt, 0)) {
 		/* Limits may still apply to it: its way goes on, and it is counted as allowed. */

@@ -68,7 +68,7 @@ func TestEvents(t *testing.T) {
 		want   bpf.Event // without time, addresses, length and capture
 		nobody bool      // no addresses: what is malformed has none
 	}{
-		{name: "banned", setup: ban(false), packet: tcp, want: bpf.Event{Reason: uint8(bpf.ReasonBanned), List: 77, Protocol: 6}},
+		{name: "banned", setup: ban(false), packet: tcp, want: bpf.Event{Reason: uint8(bpf.ReasonBanned), List: 77, Protocol: 6, Sport: 40000, Dport: 443}},
 		{name: "banned, monitored", setup: ban(true), packet: tcp,
 			want: bpf.Event{Reason: uint8(bpf.ReasonBanned), List: 77, Protocol: 6, Sport: 40000, Dport: 443, Monitored: 1}},
 		{name: "over a limit", setup: func(w *world) {

@@ -76,6 +76,11 @@ static void (*const bpf_ringbuf_submit)(void *data, __u64 flags) = (void *)132;
 static __u64 (*const bpf_ktime_get_coarse_ns)(void) = (void *)160;	      /* since 5.11 */
 static __u64 (*const bpf_xdp_get_buff_len)(struct xdp_md *ctx) = (void *)188; /* since 5.18 */
 
+/*
+ * Headers. Not packed, or each field would be read byte by byte: they are laid out without gaps anyway,
+ * and what is off its alignment in a frame is read in one access on all hosts that Levee runs on.
+ */
+
 /* IEEE 802.3, 802.1Q, 802.1ad */
 #define ETH_P_IP 0x0800
 #define ETH_P_ARP 0x0806
@@ -87,12 +92,12 @@ struct ethhdr {
 	__u8 dst[6];
 	__u8 src[6];
 	__be16 proto;
-} __packed;
+};
 
 struct vlanhdr {
 	__be16 tci;
 	__be16 proto;
-} __packed;
+};
 
 /* RFC 791 */
 struct iphdr {
@@ -106,7 +111,7 @@ struct iphdr {
 	__u16 check;
 	__be32 saddr;
 	__be32 daddr;
-} __packed;
+};
 
 #define IP_MF 0x2000
 #define IP_OFFSET 0x1FFF
@@ -119,19 +124,19 @@ struct ipv6hdr {
 	__u8 hop_limit;
 	__u64 saddr[2]; /* network order */
 	__u64 daddr[2];
-} __packed;
+};
 
 struct ipv6_opthdr {
 	__u8 nexthdr;
 	__u8 len; /* in 8 octets, the first not counted (RFC 4302 AH: in 4 octets, minus 2) */
-} __packed;
+};
 
 struct ipv6_fraghdr {
 	__u8 nexthdr;
 	__u8 reserved;
 	__be16 frag_off; /* offset in 8 octets << 3, then 2 reserved bits, then M */
 	__be32 id;
-} __packed;
+};
 
 /* RFC 9293, 768, 792, 4443 */
 struct tcphdr {
@@ -144,7 +149,7 @@ struct tcphdr {
 	__be16 window;
 	__u16 check;
 	__be16 urg;
-} __packed;
+};
 
 #define TCP_SYN 0x02
 #define TCP_ACK 0x10
@@ -154,14 +159,14 @@ struct udphdr {
 	__be16 dport;
 	__be16 len;
 	__u16 check;
-} __packed;
+};
 
 struct icmphdr {
 	__u8 type;
 	__u8 code;
 	__u16 check;
 	__be32 rest;
-} __packed;
+};
 
 /* IANA protocol numbers */
 #define PROTO_HOPOPTS 0

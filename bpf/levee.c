@@ -18,13 +18,13 @@
 #include "control.h"
 #include "limit.h"
 #include "verdict.h"
+#include "short.h"
 
 static __always_inline enum reason way(struct xdp_md *ctx, const struct control *control,
 				       struct pkt *pkt)
 {
 	enum reason parsed = parse_l3(ctx, pkt);
 	enum reason reason = stage_switch(control);
-	struct tabs *mine;
 
 	if (reason != REASON_CONTINUE)
 		return reason;
@@ -35,16 +35,10 @@ static __always_inline enum reason way(struct xdp_md *ctx, const struct control 
 	if (parsed != REASON_CONTINUE)
 		return cfg_sanity ? parsed : REASON_CONTINUE;
 
-	mine = lookup(tabs, 0);
-	if (mine)
-		guess(mine, pkt);
 	if (cfg_bans) {
 		reason = stage_ban(control, pkt);
-		if (reason != REASON_CONTINUE) {
-			if (mine)
-				mine->guess = GUESS_BANNED;
+		if (reason != REASON_CONTINUE)
 			return reason;
-		}
 	}
 	parse_l4(ctx, pkt);
 	if (cfg_sanity) {
@@ -58,8 +52,8 @@ static __always_inline enum reason way(struct xdp_md *ctx, const struct control 
 	return cfg_limits ? stage_limit(control, pkt) : REASON_CONTINUE;
 }
 
-SEC("xdp")
-int levee(struct xdp_md *ctx)
+/* The way of what the short one does not answer. A global function, so that each is walked by itself. */
+__noinline int long_way(struct xdp_md *ctx)
 {
 	struct control *control = lookup(controls, 0);
 	struct pkt pkt = {};
@@ -67,6 +61,18 @@ int levee(struct xdp_md *ctx)
 	if (!control)
 		return XDP_PASS;
 	return verdict(ctx, control, &pkt, way(ctx, control, &pkt));
+}
+
+SEC("xdp")
+int levee(struct xdp_md *ctx)
+{
+	struct control *control = lookup(controls, 0);
+	int action;
+
+	if (!control)
+		return XDP_PASS;
+	action = short_way(ctx, control);
+	return likely(action >= 0) ? action : long_way(ctx);
 }
 
 char license_text[] SEC("license") = "Dual BSD/GPL";

@@ -313,6 +313,7 @@ const (
 type LeveeTabGeometry uint32
 
 const (
+	LeveeTabGeometryTABS_SHIFT   LeveeTabGeometry = 6
 	LeveeTabGeometryTABS         LeveeTabGeometry = 64
 	LeveeTabGeometryTAB_FLUSH    LeveeTabGeometry = 64
 	LeveeTabGeometryCREDIT_MAX   LeveeTabGeometry = 7

@@ -7,36 +7,54 @@
 #include "source.h"
 #include "tab.h"
 
-/* The number of the one limit that a packet falls under: source prefix, then service, then 0. */
-static __always_inline __u32 limit_number(const struct control *control, const struct pkt *pkt)
+/* What a packet is for: its protocol, and its destination port if it has one. */
+#define SERVICE_PORT (1U << 24)
+
+static __always_inline __u32 service_of(__u8 protocol, __u16 port, bool known)
 {
-	if (control->source_limits) {
+	return protocol << 16 | (known ? SERVICE_PORT | port : 0);
+}
+
+/*
+ * The number of the one limit that a packet falls under: source prefix, then service, then 0. A global
+ * function, to be called only if anything but the default may be found.
+ */
+__noinline int limit_number(__u64 hi, __u64 lo, __u32 family, __u32 service)
+{
+	const struct control *control = lookup(controls, 0);
+	__u32 protocol = service >> 16 & 0xFF, port = service & 0xFFFF;
+
+	if (control && control->source_limits) {
 		struct prefix_key key;
 		__u32 *number;
 
-		source_key(pkt, &key);
+		source_key(hi, lo, family, &key);
 		number = bpf_map_lookup_elem(&source_limits, &key);
 		if (number && *number)
 			return *number;
 	}
-	if (control->service_limits) {
+	if (control && control->service_limits) {
 		__u64 *word;
 		__u32 number;
 
-		if (pkt->flags & PKT_PORTS &&
-		    (pkt->protocol == PROTO_TCP || pkt->protocol == PROTO_UDP)) {
+		if (service & SERVICE_PORT && (protocol == PROTO_TCP || protocol == PROTO_UDP)) {
 			word = lookup(service_limits,
-				      (pkt->protocol == PROTO_UDP ? 8192 : 0) + pkt->dport / 8);
-			number = word ? READ_ONCE(*word) >> pkt->dport % 8 * 8 & 0xFF : 0;
+				      (protocol == PROTO_UDP ? 8192 : 0) + port / 8);
+			number = word ? READ_ONCE(*word) >> port % 8 * 8 & 0xFF : 0;
 			if (number)
 				return number;
 		}
-		word = lookup(protocol_limits, pkt->protocol / 8);
-		number = word ? READ_ONCE(*word) >> pkt->protocol % 8 * 8 & 0xFF : 0;
+		word = lookup(protocol_limits, protocol / 8);
+		number = word ? READ_ONCE(*word) >> protocol % 8 * 8 & 0xFF : 0;
 		if (number)
 			return number;
 	}
 	return 0;
+}
+
+static __always_inline bool limits_bound(const struct control *control)
+{
+	return control->source_limits | control->service_limits;
 }
 
 /* Which thresholds a packet is measured by, as a bit each. */
@@ -57,58 +75,83 @@ static __always_inline __u32 thresholds_of(const struct pkt *pkt)
 	return set;
 }
 
-static __always_inline void mask_source(const struct pkt *pkt, __u32 len4, __u32 len6,
+/* What is asked of a limit. */
+struct ask {
+	__u64 hi; /* the packet's source, as in struct pkt */
+	__u64 lo;
+	__u32 length; /* of the frame */
+	__u8 number;  /* of the limit */
+	__u8 set;     /* the thresholds that the packet is measured by, a bit each */
+	__u8 family;
+	__u8 threshold; /* the answer's counter */
+};
+
+/* Masks a source to its group; lengths are 8 to 32, and 16 to 128. */
+static __always_inline void mask_source(__u32 family, __u64 hi, __u64 lo, __u32 len4, __u32 len6,
 					struct source *src)
 {
-	if (pkt->family == FAMILY_IPV4) {
+	if (family == FAMILY_IPV4) {
 		src->hi = 0;
-		src->lo = pkt->src_lo & 0xFFFFFFFFULL << (len4 < 32 ? 32 - len4 : 0);
+		src->lo = lo & 0xFFFFFFFFULL << (32 - len4 & 31);
 		return;
 	}
-	src->hi = len6 < 64 ? pkt->src_hi & ~0ULL << (64 - (len6 & 63)) : pkt->src_hi;
-	src->lo = len6 <= 64 ? 0 :
-		  len6 < 128 ? pkt->src_lo & ~0ULL << (128 - len6 & 63) :
-			       pkt->src_lo;
+	src->hi = len6 < 64 ? hi & ~0ULL << (64 - (len6 & 63)) : hi;
+	src->lo = len6 <= 64 ? 0 : len6 < 128 ? lo & ~0ULL << (128 - len6 & 63) : lo;
+}
+
+/* The prefix whose aggregate a packet falls under: IPv4 in the high half of the word. */
+static __always_inline __u64 aggregate_key(const struct ask *ask, const struct limit *limit)
+{
+	struct source prefix;
+
+	mask_source(ask->family, ask->hi, ask->lo, limit->aggregate4, limit->aggregate6, &prefix);
+	return ask->family == FAMILY_IPV4 ? prefix.lo << 32 : prefix.hi & ~0ULL << 16;
 }
 
 /*
  * Charges a packet to its prefix's aggregate. A cell whose TAT has passed says nothing that a new
  * one would not, so taking it over loses nothing, and no prefix is charged for another.
  */
-static __always_inline enum reason aggregate_charge(const struct limit *limit, __u32 number,
-						    struct pkt *pkt, __u64 now)
+__noinline enum reason aggregate_charge(struct ask *ask, __u64 now)
 {
-	const struct rate *rate = &limit->aggregate;
+	__u32 units = 1, free = AGGREGATE_WAYS;
 	struct aggregate_bucket *bucket;
-	struct source prefix;
-	__u32 length = pkt->family == FAMILY_IPV4 ? limit->aggregate4 : limit->aggregate6;
-	__u32 units = 1, set = thresholds_of(pkt), free = AGGREGATE_WAYS;
-	__u64 key, burst = READ_ONCE(rate->burst);
+	const struct rate *rate;
+	struct limit *limit;
+	__u64 key, burst, cost;
 
+	if (!ask)
+		return REASON_CONTINUE;
+	limit = lookup(limits, ask->number);
+	if (!limit)
+		return REASON_CONTINUE;
+	rate = &limit->aggregate;
+	burst = READ_ONCE(rate->burst);
 	/* Without a rate of its own, what one source may send is what its untracked ones may. */
-	for (__u32 i = 0; i < THRESHOLD_MAX; i++) {
-		if (burst || !(set & 1 << i))
+	for (__u32 i = 0; !burst && i < THRESHOLD_MAX; i++) {
+		if (!(ask->set & 1 << i))
 			continue;
 		rate = &limit->threshold[i];
 		burst = READ_ONCE(rate->burst);
-		units = i == THRESHOLD_BITS ? pkt->length : 1;
+		units = i == THRESHOLD_BITS ? ask->length : 1;
 	}
 	if (!burst)
 		return REASON_CONTINUE;
+	cost = rate_cost(rate, units);
 
-	mask_source(pkt, length, length, &prefix);
-	key = pkt->family == FAMILY_IPV4 ? prefix.lo << 32 : prefix.hi & ~0ULL << 16;
+	key = aggregate_key(ask, limit);
 	bucket = lookup(aggregates, aggregate_index(key));
-	key |= (number & 0xFF) << 8 | (length & 0x7F) << 1 | (pkt->family == FAMILY_IPV6);
+	key |= ask->number << 8 |
+	       (ask->family == FAMILY_IPV4 ? (limit->aggregate4 & 0x7F) << 1 :
+					     (limit->aggregate6 & 0x7F) << 1 | 1);
 	if (!bucket)
 		return REASON_CONTINUE;
 
 	for (int i = 0; i < AGGREGATE_WAYS; i++) {
 		if (READ_ONCE(bucket->key[i]) == key) {
 			gcra_settle(&bucket->tat[i], burst, now);
-			switch (gcra_charge(&bucket->tat[i], rate_cost(rate, units), burst, now)) {
+			switch (gcra_charge(&bucket->tat[i], cost, burst, now)) {
 			case GCRA_OVER:
-				pkt->threshold = COUNT_AGGREGATE;
 				return REASON_LIMIT_AGGREGATE;
 			case GCRA_CONTENDED:
 				stat_add(STAT_CONTENDED);
@@ -124,7 +167,7 @@ static __always_inline enum reason aggregate_charge(const struct limit *limit, _
 		 * locked one would wait for the cell, and make all that follows wait, too.
 		 */
 		WRITE_ONCE(bucket->key[free], key);
-		WRITE_ONCE(bucket->tat[free], now + rate_cost(rate, units));
+		WRITE_ONCE(bucket->tat[free], now + cost);
 		return REASON_CONTINUE;
 	}
 	stat_add(STAT_AGGREGATE_FULL);
@@ -179,7 +222,7 @@ static __always_inline bool penalized(const struct limit *limit, struct source_s
 
 /* Measures a tracked packet: by which threshold is it over, if by any? */
 static __always_inline __u32 measure(const struct limit *limit, struct source_state *state,
-				     __u32 set, const struct pkt *pkt, __u64 now)
+				     __u32 set, __u32 length, __u64 now)
 {
 	for (__u32 i = 0; i < THRESHOLD_MAX; i++) {
 		const struct rate *rate = &limit->threshold[i];
@@ -189,8 +232,7 @@ static __always_inline __u32 measure(const struct limit *limit, struct source_st
 			continue;
 		gcra_settle(&state->tat[i], burst, now);
 		if (!gcra_conforms(READ_ONCE(state->tat[i]),
-				   rate_cost(rate, i == THRESHOLD_BITS ? pkt->length : 1), burst,
-				   now))
+				   rate_cost(rate, i == THRESHOLD_BITS ? length : 1), burst, now))
 			return i;
 	}
 	return THRESHOLD_MAX;
@@ -198,7 +240,7 @@ static __always_inline __u32 measure(const struct limit *limit, struct source_st
 
 /* Charges it. Another CPU may have been faster, so that it is over after all. */
 static __always_inline __u32 charge(const struct limit *limit, struct source_state *state,
-				    __u32 set, const struct pkt *pkt, __u64 now)
+				    __u32 set, __u32 length, __u64 now)
 {
 	for (__u32 i = 0; i < THRESHOLD_MAX; i++) {
 		const struct rate *rate = &limit->threshold[i];
@@ -207,7 +249,7 @@ static __always_inline __u32 charge(const struct limit *limit, struct source_sta
 		if (!(set & 1 << i) || !burst)
 			continue;
 		switch (gcra_charge(&state->tat[i],
-				    rate_cost(rate, i == THRESHOLD_BITS ? pkt->length : 1), burst,
+				    rate_cost(rate, i == THRESHOLD_BITS ? length : 1), burst,
 				    now)) {
 		case GCRA_OVER:
 			return i;
@@ -239,8 +281,8 @@ static __always_inline __u32 credit_of(const struct limit *limit, __u32 set)
  */
 static __always_inline enum reason limit_charge(const struct control *control,
 						const struct limit *limit, const struct source *src,
-						struct pkt *pkt, struct tab *tab, __u32 set,
-						bool again, __u64 now)
+						struct ask *ask, struct tab *tab, bool again,
+						__u64 now)
 {
 	struct source_state *state = lookup(source_states, src->index);
 	__u32 over;
@@ -248,30 +290,64 @@ static __always_inline enum reason limit_charge(const struct control *control,
 	if (!state)
 		return REASON_CONTINUE;
 	if (penalized(limit, state, now)) {
-		pkt->threshold = COUNT_PENALTY;
+		ask->threshold = COUNT_PENALTY;
 		return REASON_PENALTY;
 	}
-	over = measure(limit, state, set, pkt, now);
+	over = measure(limit, state, ask->set, ask->length, now);
 	if (over == THRESHOLD_MAX && again) {
-		__u32 credit = credit_of(limit, set);
+		__u32 credit = credit_of(limit, ask->set);
 
-		if (credit >= room_of(pkt)) {
+		if (credit >= room_of(ask->length)) {
 			tab->room = credit;
 			return REASON_CONTINUE;
 		}
 	}
 	if (over == THRESHOLD_MAX)
-		over = charge(limit, state, set, pkt, now);
+		over = charge(limit, state, ask->set, ask->length, now);
 	if (over == THRESHOLD_MAX) {
-		source_owes(control, src->index, src->tag, state, set, now);
+		source_owes(control, src->index, src->tag, state, ask->set, now);
 		return REASON_CONTINUE;
 	}
-	pkt->threshold = over;
+	ask->threshold = over;
 	return REASON_LIMIT_PACKETS + over;
 }
 
+/* What a packet is charged to under a limit; its hash and fingerprint are not filled in. */
+static __always_inline void source_of(const struct ask *ask, const struct limit *limit,
+				      struct source *src)
+{
+	mask_source(ask->family, ask->hi, ask->lo, limit->group4, limit->group6, src);
+	src->tag = (__u64)(ask->number & 0xFF) << TAG_LIMIT_SHIFT |
+		   (__u64)(ask->family == FAMILY_IPV6) << TAG_FAMILY_SHIFT | TAG_LIVE;
+}
+
+/* Answers from a source's tab, if it can: REASON_MAX if not. */
+static __always_inline enum reason tab_answers(struct tab *tab, struct ask *ask, __u64 tick)
+{
+	if (tab->tick != tick || tab->set != ask->set)
+		return REASON_MAX;
+	if (likely(tab_gives(tab, ask->length)))
+		return REASON_CONTINUE;
+	if (!tab_refuses(tab, ask->length))
+		return REASON_MAX;
+	ask->threshold = tab->threshold;
+	return tab->refusal;
+}
+
+/* Holds a packet whose source is not tracked to the aggregate of its prefix. */
+static __always_inline enum reason limit_stranger(struct ask *ask, __u64 now)
+{
+	enum reason reason = aggregate_charge(ask, now);
+
+	stat_add(STAT_UNTRACKED);
+	if (reason == REASON_CONTINUE)
+		return REASON_UNTRACKED;
+	ask->threshold = COUNT_AGGREGATE;
+	return allowed(ask->hi, ask->lo, ask->family, ALLOW_NO_LIMIT) ? REASON_EXEMPT : reason;
+}
+
 /* Holds a packet's source to one limit. */
-__noinline enum reason limit_source(struct pkt *pkt, __u32 number)
+__noinline enum reason limit_source(struct ask *ask)
 {
 	const struct control *control = lookup(controls, 0);
 	struct limit *limit;
@@ -283,38 +359,23 @@ __noinline enum reason limit_source(struct pkt *pkt, __u32 number)
 	enum tracked tracked;
 	bool again = false;
 	__u64 now, tick = 0;
-	__u32 set;
 
-	if (!pkt || !control || !mine)
+	if (!ask || !control || !mine)
 		return REASON_CONTINUE;
-	limit = lookup(limits, number);
+	limit = lookup(limits, ask->number);
 	if (!limit || !(limit->flags & LIMIT_ENABLED))
 		return REASON_CONTINUE;
-	pkt->limit = number;
-	pkt->monitor = limit->flags & LIMIT_MONITOR;
-	set = thresholds_of(pkt);
-	mask_source(pkt, limit->group4, limit->group6, &src);
-	src.hash = pkt->hash;
-	if (src.lo != usual_lo(pkt) || src.hi != pkt->src_hi)
-		src.hash = source_hash(src.hi, src.lo); /* not grouped by the usual length */
-	src.tag = (__u64)(number & 0xFF) << TAG_LIMIT_SHIFT |
-		  (__u64)(pkt->family == FAMILY_IPV6) << TAG_FAMILY_SHIFT | TAG_LIVE;
+	source_of(ask, limit, &src);
+	src.hash = source_hash(src.hi, src.lo);
 	tab = tab_of(mine, &src);
 
 	if (limit->flags & LIMIT_COARSE) {
 		now = tick = bpf_ktime_get_coarse_ns();
 		if (tab->tick == tick && tab_is(tab, &src)) {
-			/* This tick's last answer is this packet's, if that is about as much. */
-			if (tab->set == set && tab->room >= room_of(pkt)) {
-				tab->room -= room_of(pkt);
-				tab_owe(tab, pkt);
-				return REASON_CONTINUE;
-			}
-			if (tab->set == set && tab->refusal && pkt->length >= tab->length) {
-				tab->dropped++;
-				pkt->threshold = tab->threshold;
-				return tab->refusal;
-			}
+			reason = tab_answers(tab, ask, tick);
+			if (reason != REASON_MAX)
+				return reason;
+			reason = REASON_CONTINUE;
 			again = !(limit->flags & LIMIT_AGGREGATE);
 		}
 	} else {
@@ -329,26 +390,23 @@ __noinline enum reason limit_source(struct pkt *pkt, __u32 number)
 		stat_add(STAT_CONTENDED);
 		return REASON_CONTENDED;
 	}
-	if (tracked == TRACKED) {
-		tab_open(tab, &src, tick, set);
-		reason = limit_charge(control, limit, &src, pkt, tab, set, again, now);
-	} else {
-		stat_add(STAT_UNTRACKED);
-	}
-	if (reason == REASON_CONTINUE && (tracked == UNTRACKED || limit->flags & LIMIT_AGGREGATE))
-		reason = aggregate_charge(limit, number, pkt, now);
-
-	if (reason != REASON_CONTINUE && stage_allow(pkt, ALLOW_NO_LIMIT))
-		reason = REASON_EXEMPT;
 	if (tracked == UNTRACKED)
-		return reason == REASON_CONTINUE ? REASON_UNTRACKED : reason;
+		return limit_stranger(ask, now);
+
+	tab_open(tab, &src, tick, ask->set);
+	reason = limit_charge(control, limit, &src, ask, tab, again, now);
+	if (reason == REASON_CONTINUE && limit->flags & LIMIT_AGGREGATE)
+		reason = aggregate_charge(ask, now);
+	if (reason == REASON_LIMIT_AGGREGATE)
+		ask->threshold = COUNT_AGGREGATE;
+	if (reason != REASON_CONTINUE && allowed(ask->hi, ask->lo, ask->family, ALLOW_NO_LIMIT))
+		reason = REASON_EXEMPT;
 	if (tab->room) {
-		tab->room -= room_of(pkt);
-		tab_owe(tab, pkt);
+		tab_gives(tab, ask->length);
 		return reason;
 	}
 	if (reason == REASON_CONTINUE || reason == REASON_EXEMPT) {
-		tab_pass(tab, pkt);
+		tab_pass(tab, ask->length);
 		return reason;
 	}
 	tab->dropped++;
@@ -362,9 +420,16 @@ __noinline enum reason limit_source(struct pkt *pkt, __u32 number)
 	}
 	/* What does not conform now does not until the clock moves. */
 	tab->refusal = tick ? reason : 0;
-	tab->threshold = pkt->threshold;
-	tab->length = reason != REASON_LIMIT_BITS ? 0 : pkt->length < 0xFFFF ? pkt->length : 0xFFFF;
+	tab->threshold = ask->threshold;
+	tab->length = reason != REASON_LIMIT_BITS ? 0 : ask->length < 0xFFFF ? ask->length : 0xFFFF;
 	return reason;
+}
+
+/* Whether a limit is one that is measured alone, before the default has its say. */
+static __always_inline bool limit_shadows(const struct control *control, const struct limit *limit,
+					  __u32 number)
+{
+	return number && limit->flags & LIMIT_MONITOR && !control->monitor;
 }
 
 /*
@@ -373,18 +438,34 @@ __noinline enum reason limit_source(struct pkt *pkt, __u32 number)
  */
 static __always_inline enum reason stage_limit(const struct control *control, struct pkt *pkt)
 {
-	__u32 number = limit_number(control, pkt);
-	struct limit *limit = lookup(limits, number);
+	struct ask ask = {
+		.hi = pkt->src_hi,
+		.lo = pkt->src_lo,
+		.length = pkt->length,
+		.set = thresholds_of(pkt),
+		.family = pkt->family,
+	};
+	struct limit *limit;
 	enum reason reason;
 
-	if (number && limit && limit->flags & LIMIT_MONITOR && !control->monitor) {
-		reason = limit_source(pkt, number);
+	if (limits_bound(control))
+		ask.number =
+			limit_number(pkt->src_hi, pkt->src_lo, pkt->family,
+				     service_of(pkt->protocol, pkt->dport, pkt->flags & PKT_PORTS));
+	limit = lookup(limits, ask.number);
+	if (limit && limit_shadows(control, limit, ask.number)) {
+		reason = limit_source(&ask);
 		if (reason >= REASON_FIRST_DROP && pkt->shadow < REASON_FIRST_DROP) {
 			pkt->shadow = reason;
-			pkt->shadow_limit = number;
-			pkt->shadow_threshold = pkt->threshold;
+			pkt->shadow_limit = ask.number;
+			pkt->shadow_threshold = ask.threshold;
 		}
-		number = 0;
+		ask.number = 0;
+		limit = lookup(limits, 0);
 	}
-	return limit_source(pkt, number);
+	reason = limit_source(&ask);
+	pkt->limit = ask.number;
+	pkt->threshold = ask.threshold;
+	pkt->monitor = limit && limit->flags & LIMIT_ENABLED && limit->flags & LIMIT_MONITOR;
+	return reason;
 }

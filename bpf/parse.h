@@ -30,9 +30,6 @@ enum pkt_flags {
 struct pkt {
 	__u64 src_hi; /* host order; IPv4 in the low 32 bits of src_lo */
 	__u64 src_lo;
-	__u64 dst_hi;
-	__u64 dst_lo;
-	__u64 hash;   /* of the source: see source_hash */
 	__u32 length; /* of the whole frame */
 	__u32 l3;     /* offset of the IP header */
 	__u32 l4;     /* offset of what follows it */
@@ -78,7 +75,6 @@ static __always_inline enum reason parse_ipv4(struct xdp_md *ctx, struct pkt *pk
 		return REASON_MALFORMED_L3;
 
 	pkt->src_lo = be32_to_cpu(ip->saddr);
-	pkt->dst_lo = be32_to_cpu(ip->daddr);
 	pkt->protocol = ip->protocol;
 	pkt->hop_limit = ip->ttl;
 	pkt->l4 = pkt->l3 + ihl;
@@ -104,8 +100,6 @@ static __always_inline enum reason parse_ipv6(struct xdp_md *ctx, struct pkt *pk
 
 	pkt->src_hi = be64_to_cpu(ip->saddr[0]);
 	pkt->src_lo = be64_to_cpu(ip->saddr[1]);
-	pkt->dst_hi = be64_to_cpu(ip->daddr[0]);
-	pkt->dst_lo = be64_to_cpu(ip->daddr[1]);
 	pkt->protocol = ip->nexthdr;
 	pkt->hop_limit = ip->hop_limit;
 	/* RFC 2675: length 0 before hop-by-hop options is a jumbogram. */

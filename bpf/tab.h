@@ -9,7 +9,9 @@
 /* This CPU's tab for a source; two sources may share one, and then take it from each other. */
 static __always_inline struct tab *tab_of(struct tabs *mine, const struct source *src)
 {
-	return &mine->tab[(src->hash + (src->tag >> TAG_LIMIT_SHIFT)) % TABS];
+	__u64 who = (src->hi ^ src->lo ^ cfg_secret[0]) + (src->tag >> TAG_LIMIT_SHIFT & 0xFF);
+
+	return &mine->tab[who * HASH_B >> (64 - TABS_SHIFT)];
 }
 
 static __always_inline bool tab_is(const struct tab *tab, const struct source *src)
@@ -19,24 +21,49 @@ static __always_inline bool tab_is(const struct tab *tab, const struct source *s
 }
 
 /* A packet's length in units of room. */
-static __always_inline __u32 room_of(const struct pkt *pkt)
+static __always_inline __u32 room_of(__u32 length)
 {
-	return 1 + (pkt->length >> CREDIT_SHIFT);
+	return 1 + (length >> CREDIT_SHIFT);
 }
 
 /* Puts a packet that passes on a tab. */
-static __always_inline void tab_pass(struct tab *tab, const struct pkt *pkt)
+static __always_inline void tab_pass(struct tab *tab, __u32 length)
 {
 	tab->passed++;
-	tab->bytes += pkt->length;
+	tab->bytes += length;
 }
 
-/* … on credit. */
-static __always_inline void tab_owe(struct tab *tab, const struct pkt *pkt)
+/*
+ * Whether the last answer on a tab is about such packets of this source: it is of the same tick, and
+ * about the same thresholds.
+ */
+static __always_inline bool tab_holds(const struct tab *tab, const struct source *src, __u64 tick,
+				      __u32 set)
 {
-	tab_pass(tab, pkt);
+	return tab->tick == tick && tab_is(tab, src) && tab->set == set;
+}
+
+/* Lets a packet pass on credit, if there is room for it. */
+static __always_inline bool tab_gives(struct tab *tab, __u32 length)
+{
+	__u32 room = tab->room;
+
+	if (room < room_of(length))
+		return false;
+	tab->room = room - room_of(length);
+	tab_pass(tab, length);
 	tab->owed++;
-	tab->owed_bytes += pkt->length;
+	tab->owed_bytes += length;
+	return true;
+}
+
+/* Refuses a packet, if one that is not longer was refused. */
+static __always_inline bool tab_refuses(struct tab *tab, __u32 length)
+{
+	if (!tab->refusal || length < tab->length)
+		return false;
+	tab->dropped++;
+	return true;
 }
 
 /*

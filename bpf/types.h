@@ -308,7 +308,8 @@ _Static_assert(sizeof(struct source_counts) == 32, "source_counts");
  * room, and what was refused stays refused, for nothing becomes due in between.
  */
 enum tab_geometry {
-	TABS = 64,
+	TABS_SHIFT = 6, /* log2 of TABS */
+	TABS = 1 << TABS_SHIFT,
 	TAB_FLUSH = 64,			  /* packets after which counts are handed over */
 	CREDIT_MAX = 7,			  /* the most that a nibble of credit says: 64 packets */
 	CREDIT_SHIFT = 11,		  /* log2 of CREDIT_BYTES */
@@ -333,7 +334,7 @@ struct tab {
 	__u8 pad[2];
 } __attribute__((aligned(64)));
 _Static_assert(sizeof(struct tab) == 64, "tab");
-enum guess { GUESS_STRANGER, GUESS_KNOWN, GUESS_BANNED };
+enum guess { GUESS_STRANGER, GUESS_KNOWN, GUESS_TAB };
 struct tabs {
 	struct tab tab[TABS];
 	__u64 guess; /* enum guess: what the next packet will need, which is what the last one did */

@@ -33,6 +33,61 @@ static __always_inline __u8 capture(struct xdp_md *ctx, __u8 *to)
 	return n;
 }
 
+/* Reads where the packet goes to, which nothing but an event asks for. */
+static __always_inline void destination(struct xdp_md *ctx, const struct pkt *pkt, __u64 dst[2])
+{
+	if (pkt->family == FAMILY_IPV4) {
+		struct iphdr *ip = at(ctx, pkt->l3, sizeof(*ip));
+
+		if (ip)
+			dst[1] = be32_to_cpu(ip->daddr);
+	} else if (pkt->family == FAMILY_IPV6) {
+		struct ipv6hdr *ip = at(ctx, pkt->l3, sizeof(*ip));
+
+		if (ip) {
+			dst[0] = be64_to_cpu(ip->daddr[0]);
+			dst[1] = be64_to_cpu(ip->daddr[1]);
+		}
+	}
+}
+
+/*
+ * Writes an event; `spoke` is the list and the limit that did. A global function that reads the packet
+ * again: it runs for few, and so the others' struct pkt need not stand in memory for it.
+ */
+__noinline int event_write(struct xdp_md *ctx, __u32 reason, __u32 spoke, bool monitored, __u64 now)
+{
+	struct event *event;
+	struct pkt pkt = {};
+
+	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	if (!event) {
+		stat_add(STAT_EVENTS_LOST);
+		return 0;
+	}
+	if (parse_l3(ctx, &pkt) == REASON_CONTINUE)
+		parse_l4(ctx, &pkt);
+	__builtin_memset(event, 0, sizeof(*event));
+	event->time = now;
+	event->src[0] = pkt.src_hi;
+	event->src[1] = pkt.src_lo;
+	destination(ctx, &pkt, event->dst);
+	event->ifindex = ctx->ingress_ifindex;
+	event->length = pkt.length;
+	event->list = spoke >> 8;
+	event->sport = pkt.sport;
+	event->dport = pkt.dport;
+	event->reason = reason;
+	event->family = pkt.family;
+	event->protocol = pkt.protocol;
+	event->limit = spoke & 0xFF;
+	event->monitored = monitored;
+	event->captured = capture(ctx, event->packet);
+	bpf_ringbuf_submit(event, 0);
+	stat_add(STAT_EVENTS);
+	return 0;
+}
+
 /*
  * Samples a dropped packet: the first of each CPU and second, up to the budget. A reader that
  * stops costs a compare, not a wait.
@@ -42,7 +97,6 @@ static __always_inline void sample(struct xdp_md *ctx, const struct control *con
 {
 	struct event_window *window = lookup(event_windows, 0);
 	__u64 now = bpf_ktime_get_coarse_ns();
-	struct event *event;
 
 	if (!window)
 		return;
@@ -50,32 +104,10 @@ static __always_inline void sample(struct xdp_md *ctx, const struct control *con
 		window->second = now >> 30;
 		window->used = 0;
 	}
-	if (window->used >= control->event_budget)
+	if (likely(window->used >= control->event_budget))
 		return stat_add(STAT_EVENTS_OVER_BUDGET);
 	window->used++;
-
-	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
-	if (!event)
-		return stat_add(STAT_EVENTS_LOST);
-	__builtin_memset(event, 0, sizeof(*event));
-	event->time = now;
-	event->src[0] = pkt->src_hi;
-	event->src[1] = pkt->src_lo;
-	event->dst[0] = pkt->dst_hi;
-	event->dst[1] = pkt->dst_lo;
-	event->ifindex = ctx->ingress_ifindex;
-	event->length = pkt->length;
-	event->list = pkt->list;
-	event->sport = pkt->sport;
-	event->dport = pkt->dport;
-	event->reason = reason;
-	event->family = pkt->family;
-	event->protocol = pkt->protocol;
-	event->limit = pkt->limit;
-	event->monitored = monitored;
-	event->captured = capture(ctx, event->packet);
-	bpf_ringbuf_submit(event, 0);
-	stat_add(STAT_EVENTS);
+	event_write(ctx, reason, (__u32)pkt->list << 8 | pkt->limit, monitored, now);
 }
 
 /* The only place that counts, samples, and turns a reason into an action. */

@@ -583,7 +583,7 @@ func TestEvents(t *testing.T) {
 	want := []Event{
 		{
 			Reason: bpf.ReasonBanned, Family: bpf.FamilyIPv4, Source: address("192.0.2.9"), Destination: address("192.0.2.1"),
-			Protocol: protoUDP, List: 77, Length: uint32(len(first)), Packet: first,
+			Protocol: protoUDP, SourcePort: 4000, Port: 53, List: 77, Length: uint32(len(first)), Packet: first,
 		},
 		{
 			Reason: bpf.ReasonBanned, Family: bpf.FamilyIPv6, Monitored: true, Source: address("2001:db8::9"), Destination: address("2001:db8::1"),

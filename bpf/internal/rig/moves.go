@@ -107,6 +107,7 @@ func counterIndex(slot uint32, reason bpf.Reason, family bpf.Family, monitored b
 // sources reads the live entries of the source table.
 func (r *Rig) sources() map[uint32]Source {
 	all := make(map[uint32]Source)
+	fixed := make(map[uint32]uint64) // tags, without when they were seen
 	for bucket := range r.buckets(bpf.LeveeMapSourceTags) {
 		tags := get[bpf.SourceTags](r, bpf.LeveeMapSourceTags, bucket)
 		for way, tag := range tags.Tag {
@@ -118,6 +119,7 @@ func (r *Rig) sources() map[uint32]Source {
 			if tag>>bpf.TagFamilyShift&1 == 1 {
 				family = bpf.FamilyIPv6
 			}
+			fixed[index] = tag &^ ((1<<38 - 1) << bpf.TagSeenShift)
 			state := r.SourceState(index)
 			counts := get[bpf.SourceCounts](r, bpf.LeveeMapSourceCounts, index)
 			all[index] = Source{
@@ -131,7 +133,7 @@ func (r *Rig) sources() map[uint32]Source {
 	for _, set := range sets {
 		for _, p := range set.Tab {
 			s, live := all[p.Slot]
-			if !live || uint32(p.Passed)+p.Dropped == 0 {
+			if !live || uint32(p.Passed)+p.Dropped == 0 || p.Tag != fixed[p.Slot] {
 				continue
 			}
 			s.Packets += uint64(p.Passed)

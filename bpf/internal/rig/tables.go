@@ -365,20 +365,22 @@ func (r *Rig) Alike(source netip.Addr) netip.Addr {
 	}
 }
 
-// SharesTab finds another source that a CPU keeps on the same tab, under the same limit.
+// SharesTab finds another source that a CPU keeps on the same tab, under the default limit.
 func (r *Rig) SharesTab(source netip.Addr) netip.Addr {
+	const b = 0xC4CEB9FE1A85EC53 // HASH_B of hash.h
 	const tabs = uint64(len(bpf.Tabs{}.Tab))
-	mine, family := r.hashOf(source)
+	tab := func(hi, lo uint64) uint64 { return (hi ^ lo ^ r.secret[0]) * b >> 32 * tabs >> 32 }
 	hi, lo := words(source)
+	mine := tab(hi, lo)
 	for {
-		if family == bpf.FamilyIPv4 {
+		if source.Is4() {
 			lo = uint64(uint32(lo + 1))
 		} else {
 			hi++
 		}
-		other := Address(family, hi, lo)
-		if hash, _ := r.hashOf(other); hash%tabs == mine%tabs {
-			return other
+		if tab(hi, lo) == mine {
+			_, family := r.hashOf(source)
+			return Address(family, hi, lo)
 		}
 	}
 }
