@@ -285,8 +285,8 @@ const (
 	repaired
 )
 
-// put makes a prefix wanted. It returns false, and changes nothing, if a slot finds no room.
-func (b *ban4) put(addr uint32, length int, v content) (change, bool) {
+// tryPut makes a prefix wanted. It returns false, and changes nothing, if a slot finds no room.
+func (b *ban4) tryPut(addr uint32, length int, v content) (change, bool) {
 	v.length, v.round = uint8(length), b.round
 	c := classOf(length)
 	first := b.locate(c, addr, nil)

@@ -259,8 +259,8 @@ func deref(v *content) (content, bool) {
 	return *v, true
 }
 
-// put makes a prefix wanted. It returns false, and changes nothing, if it finds no room.
-func (b *ban6) put(k key6, v content) (change, bool) {
+// tryPut makes a prefix wanted. It returns false, and changes nothing, if it finds no room.
+func (b *ban6) tryPut(k key6, v content) (change, bool) {
 	v.length, v.round = uint8(k.length), b.round
 	if held := b.held(k); held != nil {
 		return b.putHeld(k, held, v)

@@ -132,10 +132,10 @@ func (b *Bans) put(ban Ban) (change, bool) {
 func (b *Bans) full(p netip.Prefix) *FullError {
 	if p.Addr().Is4() {
 		return &FullError{Prefix: p.String(), Table: bpf.LeveeMapBan4Table, Used: b.v4.used(),
-			Slots: len(b.v4.table), Setting: "tables.ipv4_bans"}
+			Slots: len(b.v4.table) / roomShare, Setting: "tables.ipv4_bans"}
 	}
 	return &FullError{Prefix: p.String(), Table: bpf.LeveeMapBan6Table, Used: b.v6.slots,
-		Slots: len(b.v6.table), Setting: "tables.ipv6_bans"}
+		Slots: len(b.v6.table) / roomShare, Setting: "tables.ipv6_bans"}
 }
 
 // Delete takes a prefix's ban away, and returns whether there was one. Other prefixes that cover
@@ -212,8 +212,11 @@ func (b *Bans) Len() (v4, v6 int) {
 	return b.v4.alone + len(b.v4.beside), b.v6.len()
 }
 
-// Capacity returns how many slots the hashed tables have. IPv4 prefixes of up to 16 bits need none.
-func (b *Bans) Capacity() (v4, v6 int) { return len(b.v4.table), len(b.v6.table) }
+// Capacity returns how many slots of the hashed tables are sure to be found. What is put beyond that may
+// find room or not, as chance has it. IPv4 prefixes of up to 16 bits need none.
+func (b *Bans) Capacity() (v4, v6 int) {
+	return len(b.v4.table) / roomShare, len(b.v6.table) / roomShare
+}
 
 // Slots returns how many slots of the hashed tables are used.
 func (b *Bans) Slots() (v4, v6 int) {

@@ -23,8 +23,8 @@ type FullError struct {
 	More    int    // how many others did not, either
 	Table   string // the kernel's map
 	Used    int    // entries in it
-	Slots   int    // entries that it has room for, if they spread evenly
-	Setting string // the size to raise: its path in the configuration
+	Slots   int    // entries for which it is made
+	Setting string // the size to raise: its path in the configuration; empty if there is none
 }
 
 func (e *FullError) Error() string {
@@ -32,8 +32,16 @@ func (e *FullError) Error() string {
 	if e.More > 0 {
 		more = fmt.Sprintf(" and %d more", e.More)
 	}
-	return fmt.Sprintf("no room for %s%s: %s holds %d of %d; raise %s", e.Prefix, more, e.Table,
-		e.Used, e.Slots, e.Setting)
+	return fmt.Sprintf("no room for %s%s: %s", e.Prefix, more, e.Why())
+}
+
+// Why is the error without saying for whom there is no room.
+func (e *FullError) Why() string {
+	text := fmt.Sprintf("the table %s holds %d entries and is made for %d", e.Table, e.Used, e.Slots)
+	if e.Setting != "" {
+		text += "; raise " + e.Setting
+	}
+	return text
 }
 
 // Unwrap returns ErrFull.

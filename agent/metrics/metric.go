@@ -61,7 +61,7 @@ func newCatalogue() *catalogue {
 		banned:        gauge("banned_prefixes", "Prefixes on which at least one claim holds.", "family"),
 		tracked:       gauge("sources_tracked", "Sources in the source table."),
 		entries:       gauge("table_entries", "Slots of a table of the kernel's that are used.", "table"),
-		capacity:      gauge("table_capacity", "Slots that a table of the kernel's has. One of bans is in trouble well before it is full.", "table"),
+		capacity:      gauge("table_capacity", "Entries that a table of the kernel's is sure to hold. One of bans may take more, as chance has it.", "table"),
 		panicOn:       gauge("panic", "1 while the panic switch is on, and everything passes."),
 		monitorMode:   gauge("monitor_mode", "1 while nothing is dropped, only counted."),
 		drift:         gauge("reconcile_drift", "Entries that differed between state and kernel at the last comparison of the whole, and were put right. Reads 0 unless someone else writes the tables."),

@@ -203,7 +203,11 @@ func kernelError(err error, field, value string) *state.Error {
 	if errors.Is(err, maps.ErrFull) {
 		code = state.CodeFull
 	}
-	return &state.Error{Code: code, Field: field, Value: value, Detail: err.Error()}
+	detail := err.Error()
+	if full, ok := errors.AsType[*maps.FullError](err); ok && value != "" && full.More == 0 {
+		detail = "finds no room: " + full.Why() // the value says who
+	}
+	return &state.Error{Code: code, Field: field, Value: value, Detail: detail}
 }
 
 func kernelBan(b state.Ban) maps.Ban {
