@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"runtime"
+	"sync"
 )
 
 // smallBody is up to where a body is one of many that are taken at once.
@@ -21,36 +22,61 @@ type bodies struct {
 	work *places
 }
 
-func newBodies() *bodies {
-	return &bodies{small: newPlaces(128, 0), large: newPlaces(4, 2), bulk: newPlaces(8, 2), work: newPlaces(spared(), 0)}
+func newBodies(smallEach int) *bodies {
+	return &bodies{small: newPlaces(128, smallEach), large: newPlaces(4, 2), bulk: newPlaces(8, 2), work: newPlaces(spared(), 0)}
 }
+
+// insideBodies are those of the Unix socket, where all may be the same actor: root.
+func insideBodies() *bodies { return newBodies(0) }
+
+// outsideBodies are those of other hosts. Who sends slowly holds no more than a share of the places.
+func outsideBodies() *bodies { return newBodies(32) }
 
 // spared is how many processors there are, but for one.
 func spared() int { return max(1, runtime.GOMAXPROCS(0)-1) }
 
-// take waits for a place for a request's body; it returns how to give the place back, or false. A
-// large one is read before its turn comes to be understood, which does not depend on its sender.
-func (b *bodies) take(r *http.Request, actor string) (free func(), ok bool) {
+// take waits for a place for a request's body; it returns where to write the answer and how to give the
+// place back, or false. A large one is read before its turn comes to be understood, and its turn is over
+// when its answer is written: neither depends on who asks.
+func (b *bodies) take(w http.ResponseWriter, r *http.Request, actor string) (_ http.ResponseWriter, free func(), ok bool) {
 	switch {
 	case r.ContentLength == 0:
-		return func() {}, true
+		return w, func() {}, true
 	case r.ContentLength > 0 && r.ContentLength <= smallBody:
-		return b.small.take(r.Context(), actor)
+		free, ok = b.small.take(r.Context(), actor)
+		return w, free, ok
 	case r.URL.Path == bulkPath:
-		return b.bulk.take(r.Context(), actor)
+		free, ok = b.bulk.take(r.Context(), actor)
+		return w, free, ok
 	}
 	leave, ok := b.large.take(r.Context(), actor)
 	if !ok {
-		return nil, false
+		return w, nil, false
 	}
 	r.Body = whatComes(r.Body)
 	done, ok := b.work.take(r.Context(), actor)
 	if !ok {
 		leave()
-		return nil, false
+		return w, nil, false
 	}
-	return func() { done(); leave() }, true
+	done = sync.OnceFunc(done)
+	return &worked{w, done}, func() { done(); leave() }, true
 }
+
+// worked is the answer to what took work, which is over when there is something to write.
+type worked struct {
+	http.ResponseWriter
+	done func()
+}
+
+// Write lets others work while a peer takes the answer.
+func (w *worked) Write(b []byte) (int, error) {
+	w.done()
+	return w.ResponseWriter.Write(b)
+}
+
+// Unwrap is for http.ResponseController.
+func (w *worked) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // whatComes reads a body to its end or to what breaks it off, and is read as it was.
 func whatComes(body io.ReadCloser) io.ReadCloser {

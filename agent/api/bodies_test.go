@@ -3,6 +3,7 @@ package api
 import (
 	"errors"
 	"io"
+	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
@@ -13,22 +14,27 @@ import (
 // A large body is read while others are worked on, and then waits for its turn; small ones do not wait
 // for it, and what breaks it off is told as it was.
 func TestLargeBodies(t *testing.T) {
-	b := newBodies()
+	b := insideBodies()
 	b.work = newPlaces(1, 0)
 	b.work.wait = 50 * time.Millisecond
+	answer := httptest.NewRecorder()
+	take := func(r *http.Request, actor string) (free func(), ok bool) {
+		_, free, ok = b.take(answer, r, actor)
+		return free, ok
+	}
 	large := strings.Repeat("x", smallBody+1)
-	free, ok := b.take(httptest.NewRequest("POST", "/v1/bans", strings.NewReader(large)), "a")
+	free, ok := take(httptest.NewRequest("POST", "/v1/bans", strings.NewReader(large)), "a")
 	if !ok {
 		t.Fatal("no place")
 	}
 	slow := httptest.NewRequest("POST", "/v1/bans", strings.NewReader(large))
-	if _, ok := b.take(slow, "b"); ok {
+	if _, ok := take(slow, "b"); ok {
 		t.Error("two are worked on at once")
 	}
 	if n := len(b.large.all); n != 1 {
 		t.Errorf("%d places are taken, want 1", n)
 	}
-	small, ok := b.take(httptest.NewRequest("POST", "/v1/bans", strings.NewReader("{}")), "b")
+	small, ok := take(httptest.NewRequest("POST", "/v1/bans", strings.NewReader("{}")), "b")
 	if !ok {
 		t.Fatal("a small one waits")
 	}
@@ -37,7 +43,7 @@ func TestLargeBodies(t *testing.T) {
 	broken := errors.New("broken off")
 	r := httptest.NewRequest("POST", "/v1/bans", io.MultiReader(strings.NewReader(large), iotest.ErrReader(broken)))
 	r.ContentLength = -1
-	free, ok = b.take(r, "b")
+	free, ok = take(r, "b")
 	if !ok {
 		t.Fatal("no place is left")
 	}
@@ -48,6 +54,62 @@ func TestLargeBodies(t *testing.T) {
 	for name, p := range map[string]*places{"small": b.small, "large": b.large, "work": b.work} {
 		if len(p.all) != 0 || len(p.by) != 0 {
 			t.Errorf("%s: %d places are still taken, of %d actors", name, len(p.all), len(p.by))
+		}
+	}
+}
+
+// Who does not take his answer keeps nobody else's large body waiting.
+func TestLargeAnswers(t *testing.T) {
+	b := outsideBodies()
+	b.work = newPlaces(1, 0)
+	b.work.wait = 50 * time.Millisecond
+	request := func() *http.Request {
+		return httptest.NewRequest("POST", "/v1/bans", strings.NewReader(strings.Repeat("x", smallBody+1)))
+	}
+	w, free, ok := b.take(httptest.NewRecorder(), request(), "a")
+	if !ok {
+		t.Fatal("no place")
+	}
+	w.WriteHeader(http.StatusOK)
+	if _, _, ok := b.take(httptest.NewRecorder(), request(), "b"); ok {
+		t.Error("two are worked on at once")
+	}
+	if _, err := w.Write([]byte("{}")); err != nil {
+		t.Fatal(err)
+	}
+	_, second, ok := b.take(httptest.NewRecorder(), request(), "b")
+	if !ok {
+		t.Fatal("one that is answered is still worked on")
+	}
+	free()
+	if n := len(b.work.all); n != 1 {
+		t.Errorf("%d are worked on, want 1", n)
+	}
+	second()
+}
+
+// Of other hosts' small bodies one actor's take a share of the places, however slowly they come; on the
+// Unix socket all may be root's.
+func TestSmallBodies(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		*bodies
+		shared bool
+	}{{"outside", outsideBodies(), true}, {"inside", insideBodies(), false}} {
+		tt.small.wait = 10 * time.Millisecond
+		take := func(actor string) bool {
+			_, _, ok := tt.take(httptest.NewRecorder(), httptest.NewRequest("POST", "/v1/bans", strings.NewReader("{}")), actor)
+			return ok
+		}
+		n := 0
+		for n < cap(tt.small.all) && take("a") {
+			n++
+		}
+		if shared := n <= cap(tt.small.all)/4; shared != tt.shared {
+			t.Errorf("%s: one takes %d places of %d", tt.name, n, cap(tt.small.all))
+		}
+		if tt.shared && !take("b") {
+			t.Errorf("%s: another finds none", tt.name)
 		}
 	}
 }

@@ -75,7 +75,7 @@ func (d *door) serve(next http.Handler) http.Handler {
 		if r.URL.Path != bulkPath { // which is read as it comes
 			r.Body = http.MaxBytesReader(w, r.Body, maxBody+1)
 		}
-		free, ok := d.bodies.take(r, actorKeyOf(by))
+		w, free, ok := d.bodies.take(w, r, actorKeyOf(by))
 		if !ok {
 			writeProblem(w, busy("there are too many large requests at once"))
 			return

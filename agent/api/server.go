@@ -91,7 +91,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("api socket: %w", err)
 	}
-	inside := &door{Server: s, bodies: newBodies(), weights: insideWeights()}
+	inside := &door{Server: s, bodies: insideBodies(), weights: insideWeights()}
 	servers := []*http.Server{s.server(ctx, inside.serve(handler))}
 	listeners := []net.Listener{newGate(unix, maxUnix, maxUnixEach, nil, credited)}
 	if s.config.TCP != nil {
@@ -137,7 +137,7 @@ func (s *Server) listenTCP(ctx context.Context) (*door, net.Listener, error) {
 	}
 	s.config.Log.Info("the API listens on TCP", "address", listener.Addr().String())
 	d := &door{Server: s, tcp: t, certs: certs, addresses: newRates(t.PerAddressRequests), failures: newRates(badCredentials), actors: newRates(t.Requests),
-		bodies: newBodies(), weights: outsideWeights()}
+		bodies: outsideBodies(), weights: outsideWeights()}
 	gate := newGate(listener, t.Connections, t.PerAddress, newRates(newConnections), func(h *held) bool {
 		h.key = addressKey(remoteOf(h.Conn).Addr())
 		return true
