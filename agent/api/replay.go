@@ -17,8 +17,8 @@ import (
 // Bounds of the answers that are kept for requests which are made again.
 const (
 	replayLife = time.Hour
-	maxReplays = 4096
-	maxKept    = 32 << 20 // bytes
+	maxKept    = 32 << 20 // bytes, of answers and what each costs beside
+	replayCost = 8 << 10  // bytes that one counts beside its answer: so there are 4,096 at most
 	maxKey     = 128      // bytes of a key
 )
 
@@ -31,6 +31,7 @@ type replays struct {
 	by    map[replayKey]*list.Element
 	order *list.List // *replay, the oldest first
 	bytes int
+	each  map[string]int // bytes, by actor
 }
 
 type replayKey struct{ actor, key string }
@@ -46,13 +47,15 @@ type replay struct {
 }
 
 func newReplays() *replays {
-	return &replays{now: time.Now, by: map[replayKey]*list.Element{}, order: list.New()}
+	return &replays{now: time.Now, by: map[replayKey]*list.Element{}, order: list.New(), each: map[string]int{}}
 }
 
 func (p *replays) serve(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		keys := r.Header.Values("Idempotency-Key")
-		if r.Method != http.MethodPost || len(keys) == 0 || r.URL.Path == bulkPath {
+		by := actorOf(r.Context())
+		mayChange := by.May(state.ScopeBan) || by.May(state.ScopeLimit) // else it is refused unread
+		if r.Method != http.MethodPost || len(keys) == 0 || r.URL.Path == bulkPath || !mayChange {
 			next.ServeHTTP(w, r)
 			return
 		}
@@ -71,7 +74,7 @@ func (p *replays) serve(next http.Handler) http.Handler {
 			return
 		}
 		r.Body = io.NopCloser(bytes.NewReader(body)) // one that is too large is told so behind
-		mine := &replay{key: replayKey{actorKeyOf(actorOf(r.Context())), keys[0]}, request: fingerprint(r, body)}
+		mine := &replay{key: replayKey{actorKeyOf(by), keys[0]}, request: fingerprint(r, body)}
 		switch before := p.begin(mine); {
 		case before == nil:
 			defer p.drop(mine) // unless it is finished
@@ -121,7 +124,7 @@ func (p *replays) begin(mine *replay) *replay {
 	defer p.mu.Unlock()
 	mine.at = p.now()
 	for e := p.order.Front(); e != nil; e = p.order.Front() {
-		if r := e.Value.(*replay); len(p.by) < maxReplays && p.bytes <= maxKept && mine.at.Sub(r.at) < replayLife {
+		if mine.at.Sub(e.Value.(*replay).at) < replayLife {
 			break
 		}
 		p.remove(e)
@@ -131,14 +134,37 @@ func (p *replays) begin(mine *replay) *replay {
 		return &before
 	}
 	p.by[mine.key] = p.order.PushBack(mine)
+	p.weigh(mine.key.actor, replayCost)
 	return nil
+}
+
+// weigh notes what more an actor's answers take. Where all take too much, who has most loses its oldest:
+// nobody has others' keys forgotten.
+func (p *replays) weigh(actor string, bytes int) {
+	p.bytes += bytes
+	if p.each[actor] += bytes; p.each[actor] == 0 {
+		delete(p.each, actor)
+	}
+	for p.bytes > maxKept {
+		most := actor
+		for a, n := range p.each {
+			if n > p.each[most] {
+				most = a
+			}
+		}
+		e := p.order.Front()
+		for e.Value.(*replay).key.actor != most {
+			e = e.Next()
+		}
+		p.remove(e)
+	}
 }
 
 func (p *replays) remove(e *list.Element) {
 	r := e.Value.(*replay)
 	p.order.Remove(e)
 	delete(p.by, r.key)
-	p.bytes -= len(r.body)
+	p.weigh(r.key.actor, -len(r.body)-replayCost)
 }
 
 // finish keeps an answer. Only what was done is kept: who was refused may try again.
@@ -152,7 +178,7 @@ func (p *replays) finish(mine *replay, k *keeper) {
 		return
 	}
 	mine.done, mine.status, mine.header, mine.body = true, k.status, http.Header{"Content-Type": k.Header()["Content-Type"]}, k.body.Bytes()
-	p.bytes += len(mine.body)
+	p.weigh(mine.key.actor, len(mine.body))
 }
 
 // drop lets go of a request that came to nothing.
