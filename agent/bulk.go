@@ -274,6 +274,9 @@ func (b *bulk) judge(part *part) (*part, error) {
 func (b *bulk) commitWhole() error {
 	b.trials.whole.Lock()
 	defer b.trials.whole.Unlock()
+	if err := b.dropWhole(); err != nil { // of one before, that could not be taken back
+		return err
+	}
 	part := newPart()
 	for from := 0; from < len(b.kept); from += bulkPart {
 		part.reset()
@@ -302,6 +305,16 @@ func (b *bulk) commitWhole() error {
 func (b *bulk) takeAllBack(cause error) error {
 	a := b.answer
 	a.Nothing, a.Added, a.Changed, a.Unchanged = true, 0, 0, 0
+	if err := b.dropWhole(); err != nil {
+		failed := *state.AsError(err, state.CodeStorage)
+		failed.Detail = fmt.Sprintf("not all could be done, and taking back what was did not work, either: %s; the next import of this kind takes it back, or a restart of the daemon", failed.Detail)
+		return &failed
+	}
+	return cause
+}
+
+// dropWhole takes back what there is of a whole.
+func (b *bulk) dropWhole() error {
 	for left := true; left; {
 		err := b.reconciler.Change(func() error {
 			prefixes, err := b.state.DropWhole()
@@ -310,10 +323,8 @@ func (b *bulk) takeAllBack(cause error) error {
 			return err
 		})
 		if err != nil {
-			failed := *state.AsError(err, state.CodeStorage)
-			failed.Detail = fmt.Sprintf("not all could be done, and taking back what was did not work, either: %s; a restart of the daemon takes it back", failed.Detail)
-			return &failed
+			return err
 		}
 	}
-	return cause
+	return nil
 }

@@ -104,6 +104,27 @@ func TestBulkExpires(t *testing.T) {
 	}
 }
 
+// What could not be taken back of a whole, the next one takes back before it begins, in the kernel, too: it
+// must not make it stay.
+func TestBulkWholeLeft(t *testing.T) {
+	k := newFakeKernel()
+	e := onFake(t, k, nil)
+	left := []state.Proposal{{Prefix: netip.MustParsePrefix("198.51.100.1/32"), Origin: "api:x", Reason: "left"}}
+	if err := e.state.ProposeWhole(left, make([]state.Outcome, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.reconciler.Sync(); err != nil || k.show() != "198.51.100.1/32" {
+		t.Fatalf("%s, %v", k.show(), err)
+	}
+	out, err := e.BanBulk(state.Operator("root"), state.BulkRequest{Origin: "api:x", Whole: true}, lined(func() {}, "203.0.113.1"))
+	if err != nil || out.Added != 1 || k.show() != "203.0.113.1/32" {
+		t.Errorf("%+v, %v; the kernel holds %s", out, err, k.show())
+	}
+	if v4, _ := e.state.Prefixes(); v4 != 1 {
+		t.Errorf("%d are banned", v4)
+	}
+}
+
 // Who asks from another host may have fewer lines kept.
 func TestBulkWholeFar(t *testing.T) {
 	k := newFakeKernel()

@@ -22,14 +22,15 @@ type change struct {
 	now        uint64
 	wall       int64
 	entries    []entry
-	hashes     []uint32  // of the entries' keys
-	before     []uint32  // of each entry: the one before it about the same prefix, counted from 1; 0 none
-	pending    index     // leads from a prefix to the last entry about it, counted from 1
-	grown      []int     // by how many claims a list grows
-	lists      []Origin  // new ones
-	notes      [][]entry // of parts of a whole: what was before them
-	carriedOut []byte    // the note that this transaction carries out; nil: none
-	like       Proposal  // the last one whose words were found valid
+	hashes     []uint32 // of the entries' keys
+	before     []uint32 // of each entry: the one before it about the same prefix, counted from 1; 0 none
+	pending    index    // leads from a prefix to the last entry about it, counted from 1
+	grown      []int    // by how many claims a list grows
+	lists      []Origin // new ones
+	notes      []note   // of parts of a whole
+	whole      bool     // what is being decided on is a part of one
+	carriedOut []byte   // the note that this transaction carries out; nil: none
+	like       Proposal // the last one whose words were found valid
 }
 
 func (s *Store) change(size int) *change {
@@ -148,6 +149,10 @@ func (c *change) propose(asked *Proposal, out *Outcome, brief bool) {
 		c.grow(list, 1)
 	case before.expires == Forever && e.expires == Forever && before.monitor == e.monitor && before.reason == e.reason:
 		out.Status = StatusUnchanged
+		if c.undecided && !c.whole { // it may be of a whole that is taken back, and this is not
+			c.addHashed(e, hash)
+			before = &e
+		}
 		if !brief {
 			out.Claim = c.claimOfEntry(before)
 		}

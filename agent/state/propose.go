@@ -90,7 +90,11 @@ func (s *Store) commit(batch []*request) {
 	}
 	c := s.change(size)
 	var failed *Error
-	for _, r := range batch {
+	for i, r := range batch {
+		if i > 0 {
+			c.wall++ // what is taken back is told by when it was made, so no two requests make something at once
+		}
+		c.whole = r.whole
 		if r.outcomes == nil {
 			r.outcomes = make([]Outcome, len(r.proposals))
 		}

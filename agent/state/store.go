@@ -64,12 +64,11 @@ type Store struct {
 	fresh  bool
 	doubt  error
 
-	leftWhole atomic.Bool // something was not done whole, and could not be taken back
-
-	queue   sync.Mutex // guards waiting
-	waiting []*request
-	writer  sync.Mutex            // held by whoever commits
-	failure atomic.Pointer[Error] // of the last write, nil if it succeeded
+	queue     sync.Mutex // guards waiting
+	waiting   []*request
+	writer    sync.Mutex            // held by whoever commits
+	undecided bool                  // something of a whole is in force that may yet be taken back; the writer's
+	failure   atomic.Pointer[Error] // of the last write, nil if it succeeded
 
 	mu sync.RWMutex // guards what follows; changed by the writer alone
 	memory

@@ -20,13 +20,8 @@ var bucketWhole = []byte("whole") // made when it is needed: it is in no schema
 
 // ProposeWhole is ProposeBriefly for a part of what is done whole or not at all. KeepWhole or DropWhole must
 // follow; if neither comes before the daemon ends, the next Open takes the parts back. There may be one whole
-// at a time.
+// at a time, and before one begins DropWhole must have found nothing that was left of another.
 func (s *Store) ProposeWhole(proposals []Proposal, out []Outcome) error {
-	if s.leftWhole.Load() {
-		if err := s.dropLeft(); err != nil {
-			return err
-		}
-	}
 	r := &request{proposals: proposals, brief: true, outcomes: out, whole: true}
 	s.submit(r)
 	return asError(r.err)
@@ -36,12 +31,16 @@ func (s *Store) ProposeWhole(proposals []Proposal, out []Outcome) error {
 func (s *Store) KeepWhole() error {
 	s.writer.Lock()
 	defer s.writer.Unlock()
-	return asError(s.write("note that all of it is done", func(tx *bbolt.Tx) error {
+	failed := s.write("note that all of it is done", func(tx *bbolt.Tx) error {
 		if tx.Bucket(bucketWhole) == nil {
 			return nil
 		}
 		return tx.DeleteBucket(bucketWhole)
-	}))
+	})
+	if failed == nil {
+		s.undecided = false
+	}
+	return asError(failed)
 }
 
 // DropWhole takes back the last part that is there, but for what the origins have said since, and returns
@@ -49,6 +48,11 @@ func (s *Store) KeepWhole() error {
 func (s *Store) DropWhole() ([]netip.Prefix, error) {
 	r := &request{drop: true}
 	s.submit(r)
+	if r.err == nil && len(r.dropped) == 0 {
+		s.writer.Lock()
+		s.undecided = false
+		s.writer.Unlock()
+	}
 	return r.dropped, asError(r.err)
 }
 
@@ -58,7 +62,7 @@ func (s *Store) dropLeft() error {
 	for {
 		prefixes, err := s.DropWhole()
 		if err != nil {
-			s.leftWhole.Store(true)
+			s.undecided = true
 			return err
 		}
 		if len(prefixes) == 0 {
@@ -66,7 +70,6 @@ func (s *Store) dropLeft() error {
 		}
 		n += len(prefixes)
 	}
-	s.leftWhole.Store(false)
 	if n > 0 {
 		s.log.Warn("an import that was to be done whole or not at all was cut short; what was done of it was taken back", "prefixes", n)
 	}
@@ -82,8 +85,15 @@ func (c *change) note(r *request) {
 		}
 	}
 	if len(before) > 0 {
-		c.notes = append(c.notes, before)
+		c.undecided = true
+		c.notes = append(c.notes, note{c.wall, before})
 	}
+}
+
+// note is how the claims that were made at a time are taken back.
+type note struct {
+	created int64
+	before  []entry
 }
 
 // back is what puts things as they were before a claim was made.
@@ -115,17 +125,17 @@ func (c *change) saveNotes(tx *bbolt.Tx) error {
 			return tx.DeleteBucket(bucketWhole)
 		}
 	}
-	for _, before := range c.notes {
+	for _, n := range c.notes {
 		b, err := tx.CreateBucketIfNotExists(bucketWhole)
 		if err != nil {
 			return err
 		}
-		n, err := b.NextSequence()
+		place, err := b.NextSequence()
 		if err != nil {
 			return err
 		}
-		v := append(binary.BigEndian.AppendUint64(nil, uint64(c.wall)), encodeSegment(before)...)
-		if err := b.Put(segmentKey(n), v); err != nil {
+		v := append(binary.BigEndian.AppendUint64(nil, uint64(n.created)), encodeSegment(n.before)...)
+		if err := b.Put(segmentKey(place), v); err != nil {
 			return err
 		}
 	}

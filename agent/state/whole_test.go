@@ -159,7 +159,13 @@ func TestWholeAndOthers(t *testing.T) {
 func TestWholeLeft(t *testing.T) {
 	h := open(t)
 	h.part(ban("192.0.2.1", 0))
-	h.leftWhole.Store(true) // as after a start at which the disk was full
+	for left := true; left; { // as after a start at which the disk was full
+		prefixes, err := h.DropWhole()
+		if err != nil {
+			t.Fatal(err)
+		}
+		left = len(prefixes) > 0
+	}
 	h.part(ban("192.0.2.2", 0))
 	if err := h.KeepWhole(); err != nil {
 		t.Fatal(err)
@@ -174,6 +180,36 @@ func TestWholeLeft(t *testing.T) {
 		t.Error("it was granted")
 	}
 	h.want("192.0.2.2 operator forever")
+}
+
+// What somebody says meanwhile stays though the whole that had said the same is taken back, and though both
+// came in one transaction.
+func TestWholeSaidAgain(t *testing.T) {
+	h := open(t)
+	h.part(ban("192.0.2.1", 0), ban("192.0.2.2", 0), ban("192.0.2.9", 0))
+	if out := h.try(ban("192.0.2.1", 0)); out.Status != StatusUnchanged {
+		t.Errorf("%+v", out)
+	}
+	whole := &request{proposals: []Proposal{ban("192.0.2.3", 0), ban("192.0.2.4", 0)}, whole: true}
+	h.writer.Lock()
+	h.commit([]*request{whole, {proposals: []Proposal{ban("192.0.2.3", time.Hour), ban("192.0.2.4", 0), ban("192.0.2.2", 0)}}})
+	h.writer.Unlock()
+	want := "192.0.2.1 operator forever; 192.0.2.2 operator forever; 192.0.2.3 operator 1h; 192.0.2.4 operator forever"
+	if got := h.killed(); got != want {
+		t.Errorf("killed: in force %q, want %q", got, want)
+	}
+	for left := true; left; {
+		prefixes, err := h.DropWhole()
+		if err != nil {
+			t.Fatal(err)
+		}
+		left = len(prefixes) > 0
+	}
+	h.want(want)
+	before := h.segments.next // and then what is said again is not written again
+	if out := h.try(ban("192.0.2.1", 0)); out.Status != StatusUnchanged || h.segments.next != before {
+		t.Errorf("%+v", out)
+	}
 }
 
 // The last proposal about a prefix is taken back first.
