@@ -33,6 +33,7 @@ type fakeKernel struct {
 	bans        map[netip.Prefix]kernel.Ban
 	replaced    kernel.Held // by a set of another size
 	schema      error       // what keeps it from being read
+	upgrade     error       // what keeps the program from being upgraded
 	allows      map[netip.Prefix]kernel.Allow
 	limits      map[uint8]kernel.Limit
 	attachments []loader.Attachment
@@ -156,7 +157,7 @@ func (s *fakeShield) Attachments() ([]loader.Attachment, error) {
 }
 
 func (s *fakeShield) Want(string, loader.Mode) error        { return nil }
-func (s *fakeShield) Upgrade() ([]loader.Attachment, error) { return nil, nil }
+func (s *fakeShield) Upgrade() ([]loader.Attachment, error) { return nil, s.upgrade }
 func (s *fakeShield) Watch(ctx context.Context) error       { <-ctx.Done(); return nil }
 func (s *fakeShield) Replaced() (kernel.Held, error)        { return s.replaced, s.schema }
 func (s *fakeShield) Close() error                          { s.mu.Lock(); defer s.mu.Unlock(); s.held = false; return nil }

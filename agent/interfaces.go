@@ -202,6 +202,9 @@ func (e *engine) Detach(by state.Actor, name string) error {
 // those that were wanted before. What can't be shielded is said, and does not keep the others from it.
 func (e *engine) attachAll(before []state.Interface) error {
 	changed, err := e.shield.Upgrade()
+	if errors.Is(err, loader.ErrNotReplaced) {
+		return fmt.Errorf("%w; the shield stands as it was, with the tables and programs that were there", err)
+	}
 	if err != nil {
 		e.log.Error("the program could not be upgraded, the one before goes on", "error", err)
 		e.mu.Lock()

@@ -258,3 +258,20 @@ func TestThresholdOf(t *testing.T) {
 		t.Errorf("%s", got)
 	}
 }
+
+// A daemon whose tables nobody asks must not say yes to anything.
+func TestTablesNotReplaced(t *testing.T) {
+	d := decidedAtRunTime(t)
+	d.end()
+	d.kernel.upgrade = fmt.Errorf("%w: no space left on device", loader.ErrNotReplaced)
+	c, err := d.load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = Run(t.Context(), Options{Config: c, Stderr: io.Discard, Kernel: d.kernel, System: d.system})
+	if err == nil || !strings.Contains(err.Error(), "could not be replaced") || !strings.Contains(err.Error(), "the shield stands as it was") {
+		t.Errorf("%v", err)
+	}
+	d.kernel.upgrade = nil
+	d.start()
+}

@@ -11,6 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// ErrNotReplaced says that the tables before are still those that are asked: nothing that is written to these
+// is enforced.
+var ErrNotReplaced = errors.New("the tables could not be replaced")
+
 // Upgrade moves every interface to the program that this set would load, on the maps of this set,
 // where it runs another: an older program, other features, a set that was replaced. It does so by a
 // link update, so that each packet meets either the old or the new program. It returns the
@@ -31,6 +35,9 @@ func (s *Set) Upgrade() ([]Attachment, error) {
 		err = s.replace(changes)
 	}
 	if err != nil {
+		if s.pending {
+			err = fmt.Errorf("%w: %w", ErrNotReplaced, err)
+		}
 		return nil, errors.Join(err, s.pins.prunePrograms())
 	}
 	s.tidy()
