@@ -67,7 +67,7 @@ func (a *app) onTrial(asked state.Duration, t *state.Trial) {
 	switch {
 	case a.machine() || asked == 0:
 	case t == nil:
-		a.say("it was so before: nothing is on trial, and nothing is taken back")
+		a.say("this changed nothing, so it begins no trial; levee status shows what is on trial already")
 	default:
 		a.say("on trial as %s: it is taken back in %s, unless you run: levee confirm %s", t.ID, a.left(t.Expires), t.ID)
 	}
