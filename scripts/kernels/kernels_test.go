@@ -7,8 +7,10 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -145,12 +147,51 @@ func TestKeep(t *testing.T) {
 	}
 }
 
+// before says whether a version of Linux is older than another.
+func before(version, other string) bool {
+	var a, b [2]int
+	_, _ = fmt.Sscanf(version, "%d.%d", &a[0], &a[1])
+	_, _ = fmt.Sscanf(other, "%d.%d", &b[0], &b[1])
+	return slices.Compare(a[:], b[:]) < 0
+}
+
+func variantsOf(k kept) map[string]bool {
+	all := make(map[string]bool)
+	for _, r := range k {
+		for variant := range r.Instructions {
+			all[variant] = true
+		}
+	}
+	return all
+}
+
 // The page says what is kept, and that is green.
 func TestPage(t *testing.T) {
 	t.Chdir("../..")
 	k, err := readKept()
-	if err != nil || len(k) < 1 {
-		t.Fatalf("%d kernels are kept (%v); run `make test-kernels UPDATE=1`", len(k), err)
+	if err != nil {
+		t.Fatal(err)
+	}
+	newer, host := false, false
+	for series, r := range k {
+		newer = newer || !r.Host && !before(series, "6.13")
+		host = host || r.Host
+		if !slices.ContainsFunc(r.Tests, func(m *tests) bool { return m.Package == "loader" }) {
+			t.Errorf("%s: nothing was attached: the tests of loader are not kept", series)
+		}
+		for variant := range variantsOf(k) {
+			if r.Instructions[variant] == 0 {
+				t.Errorf("%s: no count of %q", series, variant)
+			}
+		}
+		for _, f := range r.Features {
+			if f.Present && before(series, f.Since) {
+				t.Errorf("%s is said to have what came with %s: %s", series, f.Since, f.Name)
+			}
+		}
+	}
+	if k["6.1"] == nil || k["6.12"] == nil || !newer || !host {
+		t.Errorf("kept are %v, and not 6.1, 6.12, a newer one and a host's; run `make test-kernels UPDATE=1`", slices.Sorted(maps.Keys(k)))
 	}
 	page, err := os.ReadFile(pageFile)
 	if err != nil || string(page) != k.page() {
