@@ -2,9 +2,9 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -167,7 +167,7 @@ var errBad = errors.New("the list has bad lines")
 // send reads a list and writes its entries, a line each.
 func (a *app) send(got *imported, f importFlags, origin state.Origin, originGiven bool, in io.Reader, to io.Writer) error {
 	var failed error
-	out := json.NewEncoder(to)
+	var line bytes.Buffer
 	format, err := lists.Read(in, got.format, func(e lists.Entry) bool {
 		if e.Err != nil {
 			if got.bads++; len(got.bad) < maxLines {
@@ -186,7 +186,9 @@ func (a *app) send(got *imported, f importFlags, origin state.Origin, originGive
 			e.Item.Origin = origin
 		}
 		got.lines = append(got.lines, uint32(e.Line))
-		failed = out.Encode(e.Item)
+		if failed = writeItem(&line, &e.Item); failed == nil {
+			_, failed = to.Write(line.Bytes())
+		}
 		return failed == nil
 	})
 	got.format = format
