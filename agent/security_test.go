@@ -769,3 +769,26 @@ func TestSecurityForce(t *testing.T) {
 		}
 	}
 }
+
+// What is refused before the daemon has decided anything is recorded as well.
+func TestSecurityRefusedEarly(t *testing.T) {
+	s := newSecure(t, "", "")
+	admin := s.token("boss", state.TokenRequest{Scopes: []state.Scope{state.ScopeAdmin}})
+	for action, r := range map[string][3]string{
+		"set-limit": {"PUT", "/v1/limits/web?confirm=soon", `{"services":["tcp/443"],"packets":"20k/s"}`},
+		"reload":    {"POST", "/v1/config/reload?confirm=soon", ""},
+		"ban-bulk":  {"POST", "/v1/bans/bulk", "{}"}, // of no type that it takes
+	} {
+		answer, text := s.send(r[0], r[1], admin, r[2])
+		s.expect(action, answer, text, map[bool]int{true: 415, false: 422}[action == "ban-bulk"], "")
+		n := 0
+		for _, e := range s.audited() {
+			if e.Event.Action == action && e.Refused() && e.User != nil && e.User.Name == "boss" {
+				n++
+			}
+		}
+		if n != 1 {
+			t.Errorf("%s: %d refusals are recorded, want 1", action, n)
+		}
+	}
+}

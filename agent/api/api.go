@@ -261,7 +261,7 @@ func (b backend) limits(api huma.API) {
 		}) (*answer[state.LimitView], error) {
 			d, err := in.duration()
 			if err != nil {
-				return nil, problemOf(err)
+				return nil, err
 			}
 			return reply1(b.SetLimit(actorOf(ctx), in.Name, in.Body, d))
 		})
@@ -363,7 +363,7 @@ func (b backend) switches(api huma.API) {
 		func(ctx context.Context, in *OnTrial) (*answer[state.ReloadResponse], error) {
 			d, err := in.duration()
 			if err != nil {
-				return nil, problemOf(err)
+				return nil, err
 			}
 			return reply1(b.Reload(actorOf(ctx), d))
 		})

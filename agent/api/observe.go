@@ -79,7 +79,7 @@ func noteProblem(w http.ResponseWriter, p *Problem) {
 // refusal tells whether what was answered is one for the audit log. What the backend refused it has
 // written itself, and who asks for what is not there has changed nothing.
 func (r *recorder) refusal(q *http.Request) bool {
-	if r.problem == nil || r.problem.decided || r.code < 400 || r.code >= 500 {
+	if r.problem == nil || r.problem.decided || r.code < 400 || r.code >= 500 && r.problem.Code != state.CodeBusy {
 		return false
 	}
 	if q.Method != http.MethodGet && q.Method != http.MethodHead {

@@ -61,6 +61,13 @@ func problemOf(err error) error {
 	return p
 }
 
+// unasked is the answer to what the backend was not asked for, so that nobody else records the refusal.
+func unasked(err *state.Error) error {
+	p := newProblem(statusOf(err.Code), err.Code, err.Detail)
+	p.Field, p.Value = err.Field, err.Value
+	return p
+}
+
 func statusOf(c state.Code) int {
 	switch c {
 	case state.CodeInvalid:

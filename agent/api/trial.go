@@ -14,12 +14,13 @@ type OnTrial struct {
 	Confirm string `query:"confirm" maxLength:"20" doc:"Take it back after this time, unless it is confirmed; absent: not" example:"60s"`
 }
 
-func (o OnTrial) duration() (d state.Duration, err error) {
+func (o OnTrial) duration() (state.Duration, error) {
 	if o.Confirm == "" {
 		return 0, nil
 	}
-	if d, err = state.ParseDuration(o.Confirm); err != nil {
-		return 0, state.AsError(err, state.CodeInvalid).In("confirm")
+	d, err := state.ParseDuration(o.Confirm)
+	if err != nil {
+		return 0, unasked(state.AsError(err, state.CodeInvalid).In("confirm"))
 	}
 	return d, nil
 }

@@ -430,8 +430,8 @@ func TestRefusals(t *testing.T) {
 	}
 	before := heap()
 	refuse(attempts, func(i int) string { return fmt.Sprintf("[2001:db8:%x:%x::1]:1", i>>16, i&0xffff) })
-	if grown := heap() - before; grown > 16<<20 || len(f.limiter.kinds) > maxKinds+1 {
-		t.Errorf("%d bytes for %d kinds", grown, len(f.limiter.kinds))
+	if grown := heap() - before; grown > 16<<20 || len(f.limiters.others.kinds) > maxKinds+1 {
+		t.Errorf("%d bytes for %d kinds", grown, len(f.limiters.others.kinds))
 	}
 	for range 2 * maxKinds {
 		f.now = f.now.Add(allEvery)
@@ -441,8 +441,8 @@ func TestRefusals(t *testing.T) {
 		t.Errorf("%d records of %d refusals, want %d", n, all, 2*attempts)
 	}
 	f.now = f.now.Add(time.Hour)
-	if f.flush(); len(f.limiter.kinds) != 0 {
-		t.Errorf("%d kinds are kept", len(f.limiter.kinds))
+	if f.flush(); len(f.limiters.others.kinds) != 0 {
+		t.Errorf("%d kinds are kept", len(f.limiters.others.kinds))
 	}
 	f.verify()
 }
@@ -490,6 +490,21 @@ func TestRefusedTokens(t *testing.T) {
 		if n := refuse(name); n != 0 {
 			t.Errorf("%q: %d records were written", name, n)
 		}
+	}
+}
+
+// A flood of strangers from many addresses hides no refusal of who is known.
+func TestRefusalOfKnown(t *testing.T) {
+	f := open(t)
+	for i := range 2 * maxKinds {
+		f.Refuse(&state.AuditEvent{Action: authenticate, Code: state.CodeUnauthorized,
+			By: state.Actor{Address: netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}), 1)}})
+	}
+	before := len(f.lines())
+	f.Refuse(&state.AuditEvent{Action: "allow", Code: state.CodeForbidden,
+		By: state.Actor{Kind: state.ActorToken, Name: "gateway", Scopes: []state.Scope{state.ScopeBan}, Address: netip.MustParseAddrPort("198.51.100.7:1")}})
+	if lines := f.lines(); len(lines) != before+1 || !strings.Contains(lines[before], `"gateway"`) {
+		t.Errorf("%d records were written: %q", len(lines)-before, lines[before:])
 	}
 }
 

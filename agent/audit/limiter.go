@@ -23,6 +23,25 @@ const (
 // authenticate is what was asked for by those of whom nobody knows who they are.
 const authenticate = "authenticate"
 
+// limiters are one for refusals of those who are known and one for all others: a flood of bad credentials
+// from many addresses takes the budget of nobody who has good ones.
+type limiters struct{ known, others *limiter }
+
+func newLimiters() limiters { return limiters{newLimiter(), newLimiter()} }
+
+// of is the one for a refusal.
+func (l limiters) of(e *state.AuditEvent) *limiter {
+	if e.Action == authenticate || len(e.By.Scopes) == 0 {
+		return l.others
+	}
+	return l.known
+}
+
+// due returns the records that are due of both.
+func (l limiters) due(now time.Time) []Record {
+	return append(l.known.due(now), l.others.due(now)...)
+}
+
 // limiter decides which refusals are written. Its memory is bounded: kinds beyond maxKinds share one.
 type limiter struct {
 	kinds map[kind]*refusals

@@ -58,7 +58,7 @@ type Log struct {
 	anchored uint64 // the sequence that was anchored last
 	failing  error
 	lost     uint64 // records that could not be written, since the last that could
-	limiter  *limiter
+	limiters limiters
 	missed   uint64 // copies that found no room
 }
 
@@ -70,7 +70,7 @@ type copied struct {
 // Open opens the log, or begins one. What is wrong with the end of the one that is there is returned
 // as a problem and becomes a record; the log goes on behind it.
 func Open(c Config) (_ *Log, problem string, err error) {
-	l := &Log{config: c, now: c.Now, log: c.Log, copies: make(chan copied, 1024), limiter: newLimiter()}
+	l := &Log{config: c, now: c.Now, log: c.Log, copies: make(chan copied, 1024), limiters: newLimiters()}
 	if l.now == nil {
 		l.now = time.Now
 	}
@@ -195,7 +195,7 @@ func (l *Log) Refuse(e *state.AuditEvent) {
 	e.Refused = true
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	count, ok := l.limiter.take(e, now)
+	count, ok := l.limiters.of(e).take(e, now)
 	if !ok {
 		return
 	}
@@ -420,7 +420,7 @@ func (l *Log) Run(ctx context.Context) error {
 
 func (l *Log) flush() {
 	l.mu.Lock()
-	for _, r := range l.limiter.due(l.now()) {
+	for _, r := range l.limiters.due(l.now()) {
 		l.put(&r)
 	}
 	if l.missed > 0 {
@@ -438,7 +438,7 @@ func (l *Log) Close() error {
 	if l.file == nil {
 		return nil
 	}
-	for _, r := range l.limiter.due(l.now().Add(time.Hour)) {
+	for _, r := range l.limiters.due(l.now().Add(time.Hour)) {
 		l.put(&r)
 	}
 	err := l.anchor() // waits for one that is under way
