@@ -792,3 +792,31 @@ func TestSecurityRefusedEarly(t *testing.T) {
 		}
 	}
 }
+
+// What is left of a body that is too large is never taken for requests.
+func TestSecurityLeftOfBody(t *testing.T) {
+	d := newDaemon(t, newFakeKernel(), "")
+	hidden := "PUT /v1/panic HTTP/1.1\r\nHost: levee\r\nContent-Type: application/json\r\nContent-Length: 11\r\n\r\n{\"on\":true}"
+	for _, header := range []string{"", "Idempotency-Key: a\r\n"} {
+		for _, path := range []string{"/v1/bans", "/v1/bans/bulk", "/v1/status", "/v1/nothing"} {
+			conn, err := net.Dial("unix", filepath.Join(d.dir, "s"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			body := strings.Repeat("\r\n", 4<<20) // as far as it is read
+			body += strings.Repeat(hidden, 1<<20/len(hidden))
+			go func() { // it is cut off
+				_, _ = fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: levee\r\nContent-Type: application/json\r\n%sContent-Length: %d\r\n\r\n%s", path, header, len(body), body)
+			}()
+			_ = conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+			answers, _ := io.ReadAll(conn) // it may be reset
+			conn.Close()
+			if n := strings.Count(string(answers), "HTTP/1.1 "); n > 1 {
+				t.Errorf("%s %s: %d answers to one request: %.300q", path, header, n, answers)
+			}
+		}
+	}
+	if on, err := d.Panic(t.Context()); err != nil || on.On {
+		t.Errorf("the panic switch is on: %t, %v", on.On, err)
+	}
+}

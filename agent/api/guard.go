@@ -72,16 +72,18 @@ func (d *door) serve(next http.Handler) http.Handler {
 			writeProblem(w, p)
 			return
 		}
+		// A copy: the server looks at its own request's body to tell whether it was read to its end. If it
+		// were another one, what is left of a body would be taken for the next requests.
+		known := r.WithContext(context.WithValue(withActor(r.Context(), by), weightsKey{}, d.weights))
 		if r.URL.Path != bulkPath { // which is read as it comes
-			r.Body = http.MaxBytesReader(w, r.Body, maxBody+1)
+			known.Body = http.MaxBytesReader(w, r.Body, maxBody+1)
 		}
-		w, free, ok := d.bodies.take(w, r, actorKeyOf(by))
+		w, free, ok := d.bodies.take(w, known, actorKeyOf(by))
 		if !ok {
 			writeProblem(w, busy("there are too many large requests at once"))
 			return
 		}
 		defer free()
-		known := r.WithContext(context.WithValue(withActor(r.Context(), by), weightsKey{}, d.weights))
 		next.ServeHTTP(w, known)
 		r.Pattern = known.Pattern // the mux tells the copy
 	})
