@@ -240,9 +240,9 @@ func overview() state.Overview {
 			{OriginCount: state.OriginCount{Origin: "operator", IPv4: 12, IPv6: 1}, Packets: 543, PerSecond: 0},
 			{OriginCount: state.OriginCount{Origin: "feed:spamhaus", IPv4: 1_204}, Packets: 9_876_000, PerSecond: 1_250_321},
 		},
-		Trials: []state.Trial{{ID: "t7", What: "ban 203.0.113.7", Actor: "root", Expires: noon.Add(41 * time.Second)}},
+		Trials:    []state.Trial{{ID: "t7", What: "ban 203.0.113.7", Actor: "root", Expires: noon.Add(41 * time.Second)}},
 		TakenBack: []state.EndedTrial{{Trial: state.Trial{ID: "t5", What: "attach eth3", Actor: "root"}, Ended: noon.Add(-2 * time.Minute), Why: "nobody confirmed it in time"}},
-		Allows: 2, Protected: 9, Limits: []state.LimitView{defaultLimit, monitoredLimit},
+		Allows:    2, Protected: 9, Limits: []state.LimitView{defaultLimit, monitoredLimit},
 		Tables:    []state.Table{{Table: "ipv4_bans", Entries: 1_216, Capacity: 4_194_304}, {Table: "sources", Entries: 500_000, Capacity: 524_288}},
 		Reconcile: state.Reconciled{Time: noon.Add(-12 * time.Second)},
 	}
