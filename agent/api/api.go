@@ -263,10 +263,20 @@ func (b backend) limits(api huma.API) {
 			if err != nil {
 				return nil, err
 			}
+			free, ok := takePlace(ctx, settle)
+			if !ok {
+				return nil, busy(tooMany)
+			}
+			defer free()
 			return reply1(b.SetLimit(actorOf(ctx), in.Name, in.Body, d))
 		})
 	huma.Register(api, operation(state.ScopeLimit, http.MethodDelete, "/v1/limits/{name}", "remove-limit", "Take a limit of the run time back"),
 		func(ctx context.Context, in *LimitName) (*none, error) {
+			free, ok := takePlace(ctx, settle)
+			if !ok {
+				return nil, busy(tooMany)
+			}
+			defer free()
 			return nil, problemOf(b.RemoveLimit(actorOf(ctx), in.Name))
 		})
 }

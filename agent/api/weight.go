@@ -23,6 +23,7 @@ const (
 	measure        // likewise, and waits in between
 	dump           // it writes for as long as the peer reads
 	whole          // it is kept in memory until its end is known
+	settle         // it changes settings, which is done one at a time
 )
 
 // weights is the places of one door for what is not light. Each door has its own: whatever other hosts
@@ -34,9 +35,10 @@ func insideWeights() weights {
 	return weights{scan: newPlaces(8, 0), measure: newPlaces(8, 0), dump: newPlaces(4, 0), whole: newPlaces(1, 0)}
 }
 
-// Those on other hosts leave a processor to everybody else.
+// Those on other hosts leave a processor to everybody else, and of their changes of settings one stands
+// before a change from this host.
 func outsideWeights() weights {
-	return weights{scan: newPlaces(spared(), 1), measure: newPlaces(8, 2), dump: newPlaces(2, 1), whole: newPlaces(2, 1)}
+	return weights{scan: newPlaces(spared(), 1), measure: newPlaces(8, 2), dump: newPlaces(2, 1), whole: newPlaces(2, 1), settle: newPlaces(1, 1)}
 }
 
 type weightsKey struct{}

@@ -25,6 +25,8 @@ func (s *slow) Sources(ctx context.Context, _ state.Order, _ int, _ time.Duratio
 	return state.SourceList{}, s.wait(ctx)
 }
 
+func (s *slow) RemoveLimit(state.Actor, string) error { return s.wait(context.Background()) }
+
 func (s *slow) wait(ctx context.Context) error {
 	s.under <- struct{}{}
 	defer func() { <-s.under }()
@@ -108,5 +110,41 @@ func TestHeavyReads(t *testing.T) {
 				t.Errorf("%s: places of %d are still taken: %d of %d actors", name, w, len(p.all), len(p.by))
 			}
 		}
+	}
+}
+
+// However many change limits from other hosts, one of them at most is before who does so on this one.
+func TestLimitsOneByOne(t *testing.T) {
+	s := &slow{under: make(chan struct{}, 100), hold: make(chan struct{})}
+	h := Handler(Config{Backend: s})
+	outside, inside := outsideWeights(), insideWeights()
+	outside[settle].wait = 50 * time.Millisecond
+	send := func(all weights, token string) int {
+		w := httptest.NewRecorder()
+		ctx := withActor(t.Context(), state.Actor{Kind: state.ActorToken, ID: token, Scopes: []state.Scope{state.ScopeLimit}})
+		h.ServeHTTP(w, httptest.NewRequest("DELETE", "/v1/limits/web", nil).WithContext(context.WithValue(ctx, weightsKey{}, all)))
+		return w.Code
+	}
+	first, root := make(chan int), make(chan int)
+	under := func(n int) {
+		t.Helper()
+		for deadline := time.Now().Add(10 * time.Second); len(s.under) != n; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("%d are under way, want %d", len(s.under), n)
+			}
+		}
+	}
+	go func() { first <- send(outside, "a") }()
+	under(1)
+	for _, token := range []string{"a", "b"} {
+		if code := send(outside, token); code != 503 {
+			t.Errorf("another of %s: %d", token, code)
+		}
+	}
+	go func() { root <- send(inside, "root") }()
+	under(2)
+	close(s.hold)
+	if a, b := <-first, <-root; a != 204 || b != 204 {
+		t.Errorf("%d and %d", a, b)
 	}
 }
