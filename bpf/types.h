@@ -202,7 +202,7 @@ _Static_assert(sizeof(struct prefix_key) == 20, "prefix_key");
 
 enum allow_flags {
 	ALLOW_NO_LIMIT = 1, /* exempt from limits, too */
-	ALLOW_DERIVED = 2,  /* user space's own mark: not set at run time, so it is known from elsewhere */
+	ALLOW_DERIVED = 2,  /* set by the configuration, not at run time (user space) */
 };
 struct allow {
 	__u32 flags;
