@@ -199,6 +199,9 @@ func jsonLine(line []byte) (item state.BanItem, err *state.Error) {
 	if item, ok := simpleItem(line); ok {
 		return item, nil
 	}
+	if failed := checkJSON(line); failed != nil { // as of every other body: a name twice says two things
+		return item, &state.Error{Code: state.CodeInvalid, Detail: "the line is not an item: " + strings.ReplaceAll(failed.Error(), "the body", "it")}
+	}
 	d := json.NewDecoder(bytes.NewReader(line))
 	d.DisallowUnknownFields()
 	if failed := d.Decode(&item); failed != nil {

@@ -74,3 +74,16 @@ func TestBulkWholePlaces(t *testing.T) {
 		}
 	}
 }
+
+// A line of JSON says one thing, as every other body does.
+func TestStrictLines(t *testing.T) {
+	for _, line := range []string{`{"prefix":"192.0.2.1","prefix":"198.51.100.1"}`, `{"prefix":"192.0.2.1","Prefix":"198.51.100.1"}`,
+		`{"prefix":"192.0.2.1"}}`, "{\"prefix\":\"192.0.2.1\",\"reason\":\"\xff\"}"} {
+		if item, err := jsonLine([]byte(line)); err == nil {
+			t.Errorf("%q is taken as %+v", line, item)
+		}
+	}
+	if item, err := jsonLine([]byte(`{"prefix": "192.0.2.1", "monitor": true}`)); err != nil || item.Prefix != "192.0.2.1" || !item.Monitor {
+		t.Errorf("%+v, %v", item, err)
+	}
+}
