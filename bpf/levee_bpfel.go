@@ -87,6 +87,7 @@ const (
 	LeveeBanFlagsBAN_LIVE        LeveeBanFlags = 1
 	LeveeBanFlagsBAN_MONITOR     LeveeBanFlags = 2
 	LeveeBanFlagsBAN_TOMBSTONE   LeveeBanFlags = 4
+	LeveeBanFlagsBAN_ALL         LeveeBanFlags = 8
 	LeveeBanFlagsBAN_CLASS_SHIFT LeveeBanFlags = 4
 )
 

@@ -136,6 +136,7 @@ const (
 
 	BanLive        = uint64(LeveeBanFlagsBAN_LIVE)
 	BanMonitor     = uint64(LeveeBanFlagsBAN_MONITOR)
+	BanAll         = uint64(LeveeBanFlagsBAN_ALL)
 	BanTombstone   = uint64(LeveeBanFlagsBAN_TOMBSTONE)
 	BanClassShift  = uint(LeveeBanFlagsBAN_CLASS_SHIFT)
 	BanLengthShift = uint(LeveeBanWordBAN_LENGTH_SHIFT)

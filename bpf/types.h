@@ -130,9 +130,10 @@ _Static_assert(sizeof(struct interface) == 24, "interface");
  *   word:  key 32 | list 16 | length 8 | flags 8   (high to low)
  */
 enum ban_flags {
-	BAN_LIVE = 1,	     /* the entry counts; a word without it is free or a tombstone */
-	BAN_MONITOR = 2,     /* count it as banned, and pass it */
-	BAN_TOMBSTONE = 4,   /* free, but entries that were pushed past this bucket lie behind it */
+	BAN_LIVE = 1,	   /* the entry counts; a word without it is free or a tombstone */
+	BAN_MONITOR = 2,   /* count it as banned, and pass it */
+	BAN_TOMBSTONE = 4, /* free, but entries that were pushed past this bucket lie behind it */
+	BAN_ALL = 8,	   /* IPv6: the slot of a half says what ::/0 says; for user space alone */
 	BAN_CLASS_SHIFT = 4, /* IPv4: the class in two bits, so that a key means one prefix */
 };
 enum ban_word {

@@ -13,7 +13,7 @@ import (
 //
 // Lengths are exact, so each prefix stands in a slot of its own, which says all there is to say of
 // it. The one exception is ::/0: it is stored as its halves, whose slots it may have to share with
-// ::/1 and 8000::/1. Those three are kept here.
+// ::/1 and 8000::/1. Those three are kept here, and a slot that says what ::/0 says is marked.
 type ban6 struct {
 	filter     []bpf.Ban6Lengths
 	filterMask uint32
@@ -48,6 +48,10 @@ func keyOf6(p netip.Prefix) key6 {
 	return key6{binary.BigEndian.Uint64(a[:8]), binary.BigEndian.Uint64(a[8:]), p.Bits()}
 }
 
+func keyOfEntry(e *bpf.Ban6Entry) key6 {
+	return key6{e.Hi, e.Lo, int(uint8(e.Word >> bpf.BanLengthShift))}
+}
+
 func (k key6) addr() netip.Addr { return addr6(k.hi, k.lo) }
 
 func addr6(hi, lo uint64) netip.Addr {
@@ -71,7 +75,24 @@ func (b *ban6) hashOf(k key6) uint64 {
 	return b.hash.hash64(b.hash.hash128(k.hi, k.lo) + uint64(k.length))
 }
 
-func word6(hash uint64, v content) uint64 { return hash<<bpf.BanKeyShift | v.word() }
+// word returns the word of a prefix's slot, which may be what ::/0 says.
+func (b *ban6) word(k key6, v content) uint64 {
+	all := uint64(0)
+	if int(v.length) < k.length {
+		all = bpf.BanAll
+	}
+	v.length = uint8(k.length)
+	return b.hashOf(k)<<bpf.BanKeyShift | v.word() | all
+}
+
+// content6 is contentOf for IPv6: the slot of a half may say what ::/0 says.
+func content6(word, expires uint64) content {
+	v := contentOf(word, expires)
+	if word&bpf.BanAll != 0 && v.length == 1 {
+		v.length = 0
+	}
+	return v
+}
 
 func (b *ban6) bucket(i uint32) []bpf.Ban6Entry {
 	at := int(i) * bpf.Ban6Slots
@@ -183,10 +204,10 @@ func (b *ban6) cell(x uint64) (n, mark uint32) {
 	return uint32(hash) & b.filterMask, max(uint32(hash>>59), 1)
 }
 
-func (b *ban6) says(at int) content { return contentOf(b.table[at].Word, b.table[at].Expires) }
+func (b *ban6) says(at int) content { return content6(b.table[at].Word, b.table[at].Expires) }
 
 func (b *ban6) keyAt(at int) key6 {
-	return key6{b.table[at].Hi, b.table[at].Lo, int(b.says(at).length)}
+	return keyOfEntry(&b.table[at])
 }
 
 // locate finds the slot of a prefix, expired or not, or else the one where it would be put (at -1:
@@ -273,7 +294,7 @@ func (b *ban6) tryPut(k key6, v content) (change, bool) {
 	if there {
 		what = kept
 		e := &b.table[at]
-		if b.epoch.replace(&e.Word, &e.Expires, word6(b.hashOf(k), v), v.expires) {
+		if b.epoch.replace(&e.Word, &e.Expires, b.word(k, v), v.expires) {
 			what = updated
 		}
 	} else {
@@ -332,15 +353,11 @@ func (b *ban6) settle(halves []int) (wrote bool) {
 			b.clear(k, at)
 			wrote = true
 		case best != nil && !there:
-			v := *best
-			v.length = 1
-			b.insert(k, at, v)
+			b.insert(k, at, *best)
 			wrote = true
 		case best != nil:
-			v := *best
-			v.length = 1
 			e := &b.table[at]
-			wrote = b.epoch.replace(&e.Word, &e.Expires, word6(b.hashOf(k), v), v.expires) || wrote
+			wrote = b.epoch.replace(&e.Word, &e.Expires, b.word(k, *best), best.expires) || wrote
 		}
 	}
 	return wrote
@@ -373,7 +390,7 @@ func (b *ban6) insert(k key6, at int, v content) {
 	atomic.StoreUint64(&e.Lo, k.lo)
 	atomic.StoreUint64(&e.Expires, v.expires)
 	b.spillTo(k, at, 1)
-	atomic.StoreUint64(&e.Word, word6(b.hashOf(k), v))
+	atomic.StoreUint64(&e.Word, b.word(k, v))
 	b.slots++
 	b.cover(k)
 	b.epoch.grew()

@@ -59,8 +59,12 @@ func (b *ban6) survey() (repaired int) {
 // sound tells whether a slot says something that the writer of this package could have said.
 func (b *ban6) sound(at int) bool {
 	k, v := b.keyAt(at), b.says(at)
-	return v.length >= 1 && v.length <= 128 && k == mask6(k.hi, k.lo, k.length) &&
-		uint32(v.list) < bpf.MaxLists && b.table[at].Word == word6(b.hashOf(k), v)
+	return sound6(k, v) && b.table[at].Word == b.word(k, v)
+}
+
+// sound6 tells whether there can be such a slot, and such content.
+func sound6(k key6, v content) bool {
+	return k.length >= 1 && k.length <= 128 && k == mask6(k.hi, k.lo, k.length) && uint32(v.list) < bpf.MaxLists
 }
 
 // meet counts a slot that was found live.
@@ -70,13 +74,13 @@ func (b *ban6) meet(k key6, at int) (repaired int) {
 	if b.cover(k) {
 		repaired++
 	}
-	held := b.held(k)
+	v := b.says(at)
+	held := b.held(key6{k.hi, k.lo, int(v.length)})
 	if held == nil {
 		b.alone++
 		return repaired
 	}
-	// The slot of a half may say what ::/0 says: who is meant is known only if ::/0 is known.
-	if v := b.says(at); *held == nil && b.all == nil {
+	if *held == nil {
 		v.round = b.round // of the round before the next Sync: that must say that it is wanted
 		*held = &v
 	}
@@ -163,7 +167,7 @@ func (b *ban6) sweep() (removed int) {
 		}
 	}
 	for at := range b.table {
-		if live(b.table[at].Word) && b.says(at).length > 1 && !b.met.get(at) {
+		if live(b.table[at].Word) && b.keyAt(at).length > 1 && !b.met.get(at) {
 			b.remove(b.keyAt(at))
 			removed++
 		}

@@ -183,26 +183,17 @@ func (b *Bans) Lookup(addr netip.Addr) (Ban, bool) {
 		return Ban{}, false
 	}
 	addr = addr.Unmap().WithZone("")
-	var word, expires uint64
 	if addr.Is4() {
-		word, expires = b.v4.lookup(uint4(addr))
-	} else {
-		k := keyOf6(netip.PrefixFrom(addr, 128))
-		word, expires = b.v6.lookup(k.hi, k.lo)
-	}
-	if word == 0 {
+		if word, expires := b.v4.lookup(uint4(addr)); word != 0 {
+			return contentOf(word, expires).ban(addr), true
+		}
 		return Ban{}, false
 	}
-	v := contentOf(word, expires)
-	if v.length == 1 && addr.Is6() {
-		// The slot of a half: what stands in it may be ::/0.
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		if all := b.v6.all; all != nil && b.v6.best(int(addr.As16()[0]>>7)) == all {
-			v.length = 0
-		}
+	k := keyOf6(netip.PrefixFrom(addr, 128))
+	if word, expires := b.v6.lookup(k.hi, k.lo); word != 0 {
+		return content6(word, expires).ban(addr), true
 	}
-	return v.ban(addr), true
+	return Ban{}, false
 }
 
 // Len returns how many prefixes have a ban.
@@ -434,8 +425,8 @@ func (b *Bans) some(batch []Ban, at int) ([]Ban, int) {
 		}
 	}
 	for i := max(from, slots4); i < min(from+step, slots4+len(b.v6.table)); i++ {
-		if e := &b.v6.table[i-slots4]; live(e.Word) && b.v6.says(i-slots4).length > 1 {
-			k := b.v6.keyAt(i - slots4)
+		if e := &b.v6.table[i-slots4]; live(e.Word) && keyOfEntry(e).length > 1 {
+			k := keyOfEntry(e)
 			batch = append(batch, b.v6.says(i-slots4).ban(k.addr()))
 		}
 	}

@@ -200,12 +200,7 @@ func (b *ban6) slotRight(at int, is func(netip.Prefix, content) bool) bool {
 	}
 	if k.length == 1 {
 		best := b.best(int(k.hi >> 63))
-		if best == nil {
-			return false
-		}
-		want := *best
-		want.length = 1
-		return v.same(want)
+		return best != nil && v.same(*best)
 	}
 	return is(netip.PrefixFrom(k.addr(), k.length), v)
 }

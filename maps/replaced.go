@@ -40,8 +40,8 @@ func ReadHeld(m map[string]*ebpf.Map) (h Held, err error) {
 }
 
 // ReadBans returns the bans that stand in a set's maps, of whatever size: of a set that is about to be
-// replaced. It writes nothing. Of what other prefixes hide in all of its slots nothing is known, and
-// ::/0 is told as its halves. Returns an error if the maps are not laid out as this version's.
+// replaced. It writes nothing. Of what other prefixes hide in all of its slots nothing is known.
+// Returns an error if the maps are not laid out as this version's.
 func ReadBans(m map[string]*ebpf.Map) (bans []Ban, err error) {
 	t := &Tables{}
 	o := opener{maps: m, tables: t}
@@ -81,12 +81,15 @@ func ReadBans(m map[string]*ebpf.Map) (bans []Ban, err error) {
 	for ban := range parts {
 		bans = append(bans, ban)
 	}
-	for _, e := range table6 {
-		v := contentOf(e.Word, e.Expires)
-		if k := (key6{e.Hi, e.Lo, int(v.length)}); live(e.Word) && v.length >= 1 && v.length <= 128 &&
-			k == mask6(k.hi, k.lo, k.length) && uint32(v.list) < bpf.MaxLists {
-			bans = append(bans, v.ban(k.addr()))
+	all := false
+	for i := range table6 {
+		e := &table6[i]
+		k, v := keyOfEntry(e), content6(e.Word, e.Expires)
+		if !live(e.Word) || !sound6(k, v) || v.length == 0 && all {
+			continue
 		}
+		all = all || v.length == 0 // its other half says the same
+		bans = append(bans, v.ban(k.addr()))
 	}
 	return bans, nil
 }

@@ -2,6 +2,7 @@ package maps
 
 import (
 	"maps"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"testing"
@@ -12,9 +13,14 @@ import (
 
 // What is read of a set bans just what the set did.
 func TestReadBans(t *testing.T) {
+	t.Run("a seed with ::/0 in it", func(t *testing.T) { readBans(t, rand.New(rand.NewPCG(11461598646797617040, 1)), 5) })
+	t.Run("any", func(t *testing.T) { readBans(t, seeded(t), 5*long()) })
+}
+
+func readBans(t *testing.T, r *rand.Rand, rounds int) {
+	t.Helper()
 	k := load(t, onlyBans())
-	r := seeded(t)
-	for range 5 * long() {
+	for range rounds {
 		w, want := newWorld(r), make(model)
 		for range 200 {
 			if ban := w.ban(w.IntN(2) == 0); k.Bans.Put(ban) == nil {
@@ -27,6 +33,13 @@ func TestReadBans(t *testing.T) {
 		bans, err := ReadBans(k.maps)
 		if err != nil {
 			t.Fatal(err)
+		}
+		told := make(map[netip.Prefix]bool)
+		for _, ban := range bans {
+			if told[ban.Prefix] || ban != want[ban.Prefix] {
+				t.Errorf("%+v was read (before: %v), and %+v was put", ban, told[ban.Prefix], want[ban.Prefix])
+			}
+			told[ban.Prefix] = true
 		}
 		again := load(t, onlyBans())
 		if _, err := again.Bans.PutAll(values(bans)); err != nil {
@@ -46,6 +59,32 @@ func TestReadBans(t *testing.T) {
 	delete(k.maps, bpf.LeveeMapBan6Table)
 	if _, err := ReadBans(k.maps); err == nil {
 		t.Error("a map is missing, and nobody noticed")
+	}
+}
+
+// ::/0 stands in the slots of its halves, and is told as what it is where it shares them, too.
+func TestReadAll(t *testing.T) {
+	all := Ban{Prefix: prefix("::/0"), List: 1, Expires: bpf.Forever}
+	own := Ban{Prefix: prefix("8000::/1"), List: 2, Expires: bpf.Forever}
+	weak := Ban{Prefix: prefix("::/1"), List: 3, Monitor: true, Expires: bpf.Forever}
+	for _, c := range []struct{ put, want []Ban }{
+		{[]Ban{all}, []Ban{all}},
+		{[]Ban{own}, []Ban{own}},
+		{[]Ban{all, own}, []Ban{all, own}}, // the longer one beats it
+		{[]Ban{weak, all}, []Ban{all}},     // hidden
+		{[]Ban{own, weak}, []Ban{weak, own}},
+	} {
+		k := load(t, onlyBans())
+		for _, ban := range c.put {
+			if err := k.Bans.Put(ban); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got, err := ReadBans(k.maps)
+		slices.SortFunc(got, func(a, b Ban) int { return a.Prefix.Compare(b.Prefix) })
+		if err != nil || !slices.Equal(got, c.want) {
+			t.Errorf("%+v were put: read %+v, %v", c.put, got, err)
+		}
 	}
 }
 
