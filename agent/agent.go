@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -171,12 +172,14 @@ func (e *engine) open(ctx context.Context, kernel Kernel, c *config.Config) (err
 	// replace a file that the first has just begun.
 	var (
 		lost     *state.Lost
+		cutShort []netip.Prefix // of an import, taken back in the state
 		errState error
 		reading  sync.WaitGroup
 	)
 	e.shield, err = kernel.Open(ctx, c, e.log, func() {
 		reading.Go(func() {
-			e.state, lost, errState = state.OpenOrSetAside(state.Config{Path: c.State.Path, Clock: e.clock, Log: e.log})
+			e.state, lost, errState = state.OpenOrSetAside(state.Config{Path: c.State.Path, Clock: e.clock, Log: e.log,
+				Dropped: func(prefixes []netip.Prefix) { cutShort = append(cutShort, prefixes...) }})
 		})
 	})
 	reading.Wait()
@@ -205,7 +208,7 @@ func (e *engine) open(ctx context.Context, kernel Kernel, c *config.Config) (err
 	if err := e.state.Configure(c.Configured()); err != nil {
 		return fmt.Errorf("the configuration: %w", err)
 	}
-	if err := e.rescue(lost, c.State.Path); err != nil { // before anything is written to the tables
+	if err := e.rescue(lost, c.State.Path, cutShort); err != nil { // before anything is written to the tables
 		return err
 	}
 	e.protectFirst(c)

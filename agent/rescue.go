@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -20,8 +21,8 @@ const rescuer = "levee"
 // rescue keeps what the kernel holds where the state has lost it: that the state is empty is then no
 // decision. What can't be kept is said. Where the kernel's tables can't be read, either, it returns an
 // error, and everything stays as it was.
-func (e *engine) rescue(lost *state.Lost, path string) error {
-	r := rescued{engine: e}
+func (e *engine) rescue(lost *state.Lost, path string, cutShort []netip.Prefix) error {
+	r := rescued{engine: e, cutShort: map[netip.Prefix]bool{}}
 	var problem string
 	switch doubt := e.state.Doubt(); {
 	case lost != nil:
@@ -45,6 +46,9 @@ func (e *engine) rescue(lost *state.Lost, path string) error {
 		r.notes = append(r.notes, "what the kernel held could not be compared: "+schema.Error())
 	case err != nil:
 		return fmt.Errorf("read the set that is replaced: %w", err)
+	}
+	for _, p := range cutShort {
+		r.cutShort[p] = true
 	}
 	if err := r.keep(&replaced); err != nil {
 		return fmt.Errorf("keep what the kernel holds: %w", err)
@@ -97,6 +101,8 @@ type rescued struct {
 	*engine
 	reason string
 	all    bool // nothing but the kernel knows anything
+
+	cutShort map[netip.Prefix]bool // of an import that was taken back just now
 
 	bans, allows int
 	limits       []string // by name
@@ -153,6 +159,12 @@ func (r *rescued) keep(replaced *maps.Held) error {
 		r.keepInterfaces())
 }
 
+// takenBack tells whether it is known why the state does not say a prefix that the kernel has banned: it was
+// taken back just now, of an import that was cut short, or it is on trial, which alone decides on it.
+func (r *rescued) takenBack(p netip.Prefix) bool {
+	return r.cutShort[p] || len(r.state.HeldClaims(p, "")) > 0
+}
+
 func (r *rescued) keepBans(bans iter.Seq[maps.Ban]) error {
 	const part = 10_000
 	var proposals []state.Proposal
@@ -168,7 +180,7 @@ func (r *rescued) keepBans(bans iter.Seq[maps.Ban]) error {
 	}
 	now := r.clock.Monotonic()
 	for b := range bans {
-		if _, known := r.state.Effective(b.Prefix); known || b.Expires <= now {
+		if _, known := r.state.Effective(b.Prefix); known || b.Expires <= now || r.takenBack(b.Prefix) {
 			continue
 		}
 		p := state.Proposal{Prefix: b.Prefix, Origin: state.OriginKernel, Actor: rescuer, Reason: r.reason, Monitor: b.Monitor, Force: true}
@@ -184,8 +196,12 @@ func (r *rescued) keepBans(bans iter.Seq[maps.Ban]) error {
 	return flush()
 }
 
+func (r *rescued) onTrial(about state.Subject, name string) bool {
+	return len(r.state.Held([]state.Thing{{About: about, Name: name}})) > 0
+}
+
 // keepAllows keeps allow entries that were set at run time. Those of the configuration file and of Levee
-// itself are known.
+// itself are known, and what is on trial is taken back or not with its trial.
 func (r *rescued) keepAllows(allows []maps.Allow) error {
 	known := map[string]bool{}
 	for _, a := range r.state.Allows() {
@@ -197,7 +213,7 @@ func (r *rescued) keepAllows(allows []maps.Allow) error {
 	var proposals []state.AllowProposal
 	for _, a := range allows {
 		name := a.Prefix.String()
-		if a.Derived || a.Expires <= now || known[name] {
+		if a.Derived || a.Expires <= now || known[name] || r.onTrial(state.AboutAllow, name) {
 			continue
 		}
 		known[name] = true

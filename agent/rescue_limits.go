@@ -25,6 +25,12 @@ func (r *rescued) keepLimits(held map[uint8]maps.Limit) error {
 				delete(held, number)
 			}
 		}
+		for _, number := range r.state.LimitsOnTrial() {
+			if number == 0 { // the one that is not known can only be this one
+				clear(held)
+			}
+			delete(held, number) // its trial alone decides on it
+		}
 	}
 	var kept []state.KeptLimit
 	for _, number := range slices.Sorted(gomaps.Keys(held)) {

@@ -36,6 +36,19 @@ func (s *Store) KeepLimits(kept []KeptLimit, actor string) error {
 	return asError(s.save(next, s.interfaces, ""))
 }
 
+// LimitsOnTrial returns the numbers of the limits that are on trial, but for the default one; 0 for one
+// that has none.
+func (s *Store) LimitsOnTrial() (numbers []uint8) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for thing := range s.trials.held {
+		if thing.About == AboutLimit && thing.Name != DefaultLimit {
+			numbers = append(numbers, s.limits.numbers[thing.Name])
+		}
+	}
+	return numbers
+}
+
 // PutBack undoes that a damaged file was set aside, and forgets the one that was begun in its stead: for
 // who can't go on without what it said. The store must be closed.
 func (l *Lost) PutBack(path string) error {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -50,6 +51,9 @@ type Config struct {
 	Path  string
 	Clock Clock        // nil: the system's
 	Log   *slog.Logger // nil: none
+	// Dropped is told of the prefixes that Open takes back, part by part, of a whole that was cut short;
+	// may be nil.
+	Dropped func([]netip.Prefix)
 }
 
 // Store holds the state: all of it in memory, and on disk before a change is answered. It is safe

@@ -69,6 +69,9 @@ func (s *Store) dropLeft() error {
 			break
 		}
 		n += len(prefixes)
+		if s.config.Dropped != nil {
+			s.config.Dropped(prefixes)
+		}
 	}
 	if n > 0 {
 		s.log.Warn("an import that was to be done whole or not at all was cut short; what was done of it was taken back", "prefixes", n)
