@@ -44,7 +44,7 @@ func (c *Control) SetControlCap(perSecond, burst float64) error {
 		return err
 	}
 	// This cost is in whole ns.
-	storeRate(&c.c.ControlCost, &c.c.ControlBurst, ceilShift(r.Cost), r.Burst)
+	storeRate(&c.c.ControlCost, &c.c.ControlBurst, bpf.Rate{Cost: ceilShift(r.Cost), Burst: r.Burst}, wholeNs)
 	return nil
 }
 
@@ -93,7 +93,7 @@ func (c *Control) Sync(want Switches) (Changes, error) {
 	c.SetEventBudget(want.EventBudget)
 	count(atomic.LoadUint64(&c.c.ControlBurst) == next.ControlBurst &&
 		(next.ControlBurst == 0 || atomic.LoadUint64(&c.c.ControlCost) == next.ControlCost))
-	storeRate(&c.c.ControlCost, &c.c.ControlBurst, next.ControlCost, next.ControlBurst)
+	storeRate(&c.c.ControlCost, &c.c.ControlBurst, bpf.Rate{Cost: next.ControlCost, Burst: next.ControlBurst}, wholeNs)
 	count(atomic.LoadUint64(&c.c.SourceIdle) == next.SourceIdle)
 	atomic.StoreUint64(&c.c.SourceIdle, next.SourceIdle)
 	return changes, nil
@@ -104,20 +104,6 @@ func flag(on bool) uint32 {
 		return 1
 	}
 	return 0
-}
-
-// storeRate changes a rate while packets are measured by it. No state in between is stricter than
-// both rates, or none: the burst is at least that of both while the cost changes. (A packet that
-// reads one half before and the other half after the change may still be measured by a mixture.)
-// A burst of 0 means that there is no rate.
-func storeRate(cost, burst *uint64, newCost, newBurst uint64) {
-	if newBurst > atomic.LoadUint64(burst) && atomic.LoadUint64(burst) != 0 {
-		atomic.StoreUint64(burst, newBurst)
-	}
-	if newBurst != 0 {
-		atomic.StoreUint64(cost, newCost)
-	}
-	atomic.StoreUint64(burst, newBurst)
 }
 
 // RangeError says which figure is out of its range.

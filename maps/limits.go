@@ -172,10 +172,7 @@ func (l *Limits) delete(number uint8) (bool, error) {
 	at := &l.limits[number]
 	was := atomic.LoadUint64(flagsOf(at))&uint64(bpf.LimitEnabled) != 0
 	atomic.StoreUint64(flagsOf(at), 0)
-	for i := range at.Threshold {
-		storeRate(&at.Threshold[i].Cost, &at.Threshold[i].Burst, 0, 0)
-	}
-	storeRate(&at.Aggregate.Cost, &at.Aggregate.Burst, 0, 0)
+	storeRates(at, &bpf.Limit{})
 	atomic.StoreUint64(&at.Penalty, 0)
 	return was, nil
 }
@@ -446,10 +443,7 @@ func flagsOf(limit *bpf.Limit) *uint64 { return (*uint64)(unsafe.Pointer(&limit.
 // write sets a limit in place. The flags come last: they switch a new limit on.
 func (l *Limits) write(number uint8, limit bpf.Limit) {
 	at := &l.limits[number]
-	for i := range at.Threshold {
-		storeRate(&at.Threshold[i].Cost, &at.Threshold[i].Burst, limit.Threshold[i].Cost, limit.Threshold[i].Burst)
-	}
-	storeRate(&at.Aggregate.Cost, &at.Aggregate.Burst, limit.Aggregate.Cost, limit.Aggregate.Burst)
+	storeRates(at, &limit)
 	atomic.StoreUint64(&at.Penalty, limit.Penalty)
 	atomic.StoreUint64(flagsOf(at), *flagsOf(&limit))
 }

@@ -6,8 +6,6 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -362,36 +360,6 @@ func TestLimitChangesKeepDebts(t *testing.T) {
 	if n := k.count(bpf.ReasonLimitPackets, true); n != 1 {
 		t.Errorf("%d packets were monitored", n)
 	}
-}
-
-// TestStoreRate looks at a rate from another goroutine while it changes between rates with a burst
-// of one packet: none of the states in between lets none pass.
-func TestStoreRate(t *testing.T) {
-	r := seeded(t)
-	rate := make([]uint64, 2)
-	var stop atomic.Bool
-	var wg sync.WaitGroup
-	storeRate(&rate[0], &rate[1], 1000, 1000)
-	wg.Go(func() {
-		for !stop.Load() {
-			ns := 100 + r.Uint64N(1e9)
-			storeRate(&rate[0], &rate[1], ns, ns)
-		}
-	})
-	seen := 0
-	for seen < 200000 {
-		burst := atomic.LoadUint64(&rate[1])
-		cost := atomic.LoadUint64(&rate[0])
-		if atomic.LoadUint64(&rate[1]) != burst {
-			continue // that was not one state
-		}
-		if seen++; cost > burst {
-			t.Errorf("cost %d, burst %d", cost, burst)
-			break
-		}
-	}
-	stop.Store(true)
-	wg.Wait()
 }
 
 func TestControl(t *testing.T) {
