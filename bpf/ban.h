@@ -9,7 +9,9 @@ enum { BAN_TRIES = 4 };
 
 /*
  * An entry that matched is read whole: see enum ban_flags. Returns its word if it lives, else 0.
- * While its word changes and still matches (another list took the prefix over), it is read again.
+ * While it changes and still matches (another list took the prefix over), it is read again. The
+ * expiry is read on both sides of the word: between two looks at the word alone a writer may have
+ * put another ban there and this one back.
  */
 static __always_inline __u64 ban_read(const __u64 *word, __u64 seen, const __u64 *expires,
 				      __u64 mask, __u64 want)
@@ -18,7 +20,7 @@ static __always_inline __u64 ban_read(const __u64 *word, __u64 seen, const __u64
 		__u64 until = READ_ONCE(*expires);
 		__u64 again = READ_ONCE(*word);
 
-		if (likely(again == seen)) {
+		if (likely(again == seen && READ_ONCE(*expires) == until)) {
 			/* The coarse clock is late by a tick at most (4 ms at 250 Hz), and nearly free. */
 			return until == NS_FOREVER || until > bpf_ktime_get_coarse_ns() ? seen : 0;
 		}
