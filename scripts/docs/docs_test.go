@@ -192,6 +192,9 @@ tables: {ipv4_bans: 4096, ipv6_bans: 4096, sources: 4096}
 
 	n := 0
 	for _, page := range pages(t) {
+		if filepath.Base(page) == "audit.md" {
+			continue // TestAudit runs them, on a log that has what they ask for
+		}
 		for _, command := range commands(t, page) {
 			if strings.HasPrefix(command, "levee run") {
 				continue // this is the daemon that is running
