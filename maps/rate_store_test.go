@@ -38,7 +38,7 @@ func TestRateSteps(t *testing.T) {
 					last = r
 					if none {
 						// There is no rate, until there is the new one; or there is none right away.
-						if end := i == len(steps)-1; r.Burst != 0 && !(end && r == to) {
+						if r.Burst != 0 && (i < len(steps)-1 || r != to) {
 							t.Errorf("%s, %v to %v: step %d of %v is a rate", what, from, to, i, steps)
 						}
 						continue
