@@ -85,7 +85,7 @@ func newFake() *fake {
 		Origins:    []state.OriginCount{{Origin: state.OriginOperator, List: 1, IPv4: 3, IPv6: 1}, {Origin: "feed:spamhaus", List: 2, IPv4: 900}},
 		IPv4:       902,
 		IPv6:       1,
-		Tables:     []state.Table{{Table: TableIPv4Bans, Entries: 950, Capacity: 4 << 20}, {Table: TableSources, Entries: 40, Capacity: 1 << 19}},
+		Tables:     []state.Table{{Table: TableIPv4Bans, Entries: 950, Capacity: 2 << 20}, {Table: TableSources, Entries: 40, Capacity: 1 << 19}},
 		Tracked:    40,
 		Monitor:    true,
 		Reconciled: state.Reconciled{Time: time.Unix(1_700_000_000, 0), Took: state.Duration(20 * time.Millisecond), Drift: 2},
