@@ -170,16 +170,17 @@ func (e *engine) open(ctx context.Context, kernel Kernel, c *config.Config) (err
 	// Both take a while where there are many bans, and neither needs the other. But the state is not
 	// touched before the lock is held: of two daemons that start at once, the second would set aside or
 	// replace a file that the first has just begun.
+	undoing := e.undoing(wasCutShort) // of an import, in the state
 	var (
 		lost     *state.Lost
-		cutShort []netip.Prefix // of an import, taken back in the state
+		cutShort []netip.Prefix // all that it was about
 		errState error
 		reading  sync.WaitGroup
 	)
 	e.shield, err = kernel.Open(ctx, c, e.log, func() {
 		reading.Go(func() {
 			e.state, lost, errState = state.OpenOrSetAside(state.Config{Path: c.State.Path, Clock: e.clock, Log: e.log,
-				Dropped: func(prefixes []netip.Prefix) { cutShort = append(cutShort, prefixes...) }})
+				Dropped: func(d state.Dropped) { undoing.took(d); cutShort = append(cutShort, d.Prefixes...) }})
 		})
 	})
 	reading.Wait()
@@ -198,6 +199,9 @@ func (e *engine) open(ctx context.Context, kernel Kernel, c *config.Config) (err
 	}
 	if err := e.openAudit(c); err != nil {
 		return err
+	}
+	if lost == nil {
+		undoing.over(e.state.Left())
 	}
 	e.reconciler = reconcile.New(reconcile.Config{State: e.state, Bans: e.tables.Bans, Allows: e.tables.Allows, Limits: e.tables.Limits, Control: e.tables.Control,
 		Clock: e.clock, Log: e.log, Expired: e.expired})

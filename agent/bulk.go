@@ -274,7 +274,7 @@ func (b *bulk) judge(part *part) (*part, error) {
 func (b *bulk) commitWhole() error {
 	b.trials.whole.Lock()
 	defer b.trials.whole.Unlock()
-	if err := b.dropWhole(); err != nil { // of one before, that could not be taken back
+	if err := b.dropWhole(wasCutShort); err != nil { // of one before, that could not be taken back
 		return err
 	}
 	part := newPart()
@@ -299,32 +299,4 @@ func (b *bulk) commitWhole() error {
 		return b.takeAllBack(err)
 	}
 	return b.release(b.held)
-}
-
-// takeAllBack takes back what was done of a whole, from its end on.
-func (b *bulk) takeAllBack(cause error) error {
-	a := b.answer
-	a.Nothing, a.Added, a.Changed, a.Unchanged = true, 0, 0, 0
-	if err := b.dropWhole(); err != nil {
-		failed := *state.AsError(err, state.CodeStorage)
-		failed.Detail = fmt.Sprintf("not all could be done, and taking back what was did not work, either: %s; the next import of this kind takes it back, or a restart of the daemon", failed.Detail)
-		return &failed
-	}
-	return cause
-}
-
-// dropWhole takes back what there is of a whole.
-func (b *bulk) dropWhole() error {
-	for left := true; left; {
-		err := b.reconciler.Change(func() error {
-			prefixes, err := b.state.DropWhole()
-			left = len(prefixes) > 0
-			b.reconciler.Apply(prefixes) // it only takes away, or puts what was there
-			return err
-		})
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }

@@ -14,7 +14,11 @@ import (
 // onFake starts what a daemon is made of without its tasks, its API and a kernel.
 func onFake(t *testing.T, k *fakeKernel, clock state.Clock) *engine {
 	t.Helper()
-	dir := t.TempDir()
+	return onFakeIn(t, t.TempDir(), k, clock)
+}
+
+func onFakeIn(t *testing.T, dir string, k *fakeKernel, clock state.Clock) *engine {
+	t.Helper()
 	d := &testDaemon{TB: t, dir: dir, text: fmt.Sprintf("api: {socket: %[1]s/s, group: \"\"}\nstate: {path: %[1]s/state.db}\naudit: {path: %[1]s/audit.log}\nlock: %[1]s/lock\nmetrics: {listen: \"off\"}\n", dir)}
 	d.write(d.text)
 	c, err := config.Load(dir + "/levee.yaml")

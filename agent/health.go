@@ -28,6 +28,9 @@ func (e *engine) Health() state.Health {
 	case last.Drift > 0:
 		problems = append(problems, fmt.Sprintf("%d entries of the kernel's tables differed from the state and were put right: something else writes them", last.Drift))
 	}
+	if p := e.wholeProblem(); p != "" {
+		problems = append(problems, p)
+	}
 	problems = append(problems, e.trialProblems()...)
 	if p := e.finder.Problem(); p != "" {
 		problems = append(problems, "protected addresses could not all be found, those known before stay protected: "+p)

@@ -44,6 +44,10 @@ func (e *engine) endOverdue() time.Duration {
 		return wholeRetry
 	}
 	defer e.trials.whole.Unlock()
+	again := time.Hour
+	if e.state.Left() != nil && e.dropWhole(wasCutShort) != nil {
+		again = lastRetry
+	}
 	for _, id := range e.state.DueTrials() {
 		if e.retryAt(id) > e.clock.Monotonic() {
 			continue
@@ -64,9 +68,9 @@ func (e *engine) endOverdue() time.Duration {
 	}
 	e.trials.mu.Unlock()
 	if at == state.Forever {
-		return time.Hour
+		return again
 	}
-	return time.Duration(max(int64(at)-int64(e.clock.Monotonic()), 0))
+	return min(again, time.Duration(max(int64(at)-int64(e.clock.Monotonic()), 0)))
 }
 
 func (e *engine) endOne(id string) error {

@@ -1,8 +1,8 @@
 package state
 
 import (
+	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 )
 
@@ -13,11 +13,14 @@ type request struct {
 	undo      []entry // written as they are
 	revert    []Made  // put back as it was before
 	whole     bool    // see ProposeWhole
-	drop      bool    // see DropWhole
-	dropped   []netip.Prefix
 	outcomes  []Outcome
 	err       *Error
 	done      bool
+
+	drop       bool // see DropWhole
+	dropped    Dropped
+	carriedOut bool          // there was something to drop
+	damaged    *DamagedError // beside err: the file is not what was written
 }
 
 // size is about how many entries it takes.
@@ -117,6 +120,7 @@ func (s *Store) commit(batch []*request) {
 		if r.drop {
 			if err := c.drop(r); err != nil {
 				r.err = &Error{Code: CodeStorage, Field: "state", Value: s.config.Path, Detail: fmt.Sprintf("take back what was not done whole: %v", err)}
+				r.damaged, _ = errors.AsType[*DamagedError](err)
 			}
 		}
 	}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -51,9 +50,8 @@ type Config struct {
 	Path  string
 	Clock Clock        // nil: the system's
 	Log   *slog.Logger // nil: none
-	// Dropped is told of the prefixes that Open takes back, part by part, of a whole that was cut short;
-	// may be nil.
-	Dropped func([]netip.Prefix)
+	// Dropped is told of what Open takes back, part by part, of a whole that was cut short; may be nil.
+	Dropped func(Dropped)
 }
 
 // Store holds the state: all of it in memory, and on disk before a change is answered. It is safe
@@ -73,6 +71,7 @@ type Store struct {
 	writer    sync.Mutex            // held by whoever commits
 	undecided bool                  // something of a whole is in force that may yet be taken back; the writer's
 	failure   atomic.Pointer[Error] // of the last write, nil if it succeeded
+	left      atomic.Pointer[Error] // see Left
 
 	mu sync.RWMutex // guards what follows; changed by the writer alone
 	memory
@@ -182,7 +181,7 @@ func Open(c Config) (*Store, error) {
 		return nil, err
 	}
 	if err := s.dropLeft(); err != nil {
-		s.log.Error("what an import has left that was to be done whole or not at all could not be taken back; that is tried again at the next one, or the next start", "error", err)
+		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
 }

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime/debug"
+	"strings"
 	"testing"
 	"time"
 )
@@ -78,14 +80,14 @@ func TestWholeKilled(t *testing.T) {
 
 	// Killed between any two steps of taking it back.
 	for steps := 0; ; steps++ {
-		prefixes, err := h.DropWhole()
+		_, left, err := h.DropWhole()
 		if err != nil {
 			t.Fatal(err)
 		}
 		if got := h.killed(); got != before {
 			t.Errorf("killed after %d steps back: in force %q, was %q", steps, got, before)
 		}
-		if len(prefixes) == 0 {
+		if !left {
 			break
 		}
 	}
@@ -144,11 +146,11 @@ func TestWholeAndOthers(t *testing.T) {
 		t.Errorf("killed: in force %q, want %q", got, left)
 	}
 	for {
-		prefixes, err := h.DropWhole()
+		_, left, err := h.DropWhole()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(prefixes) == 0 {
+		if !left {
 			break
 		}
 	}
@@ -159,12 +161,12 @@ func TestWholeAndOthers(t *testing.T) {
 func TestWholeLeft(t *testing.T) {
 	h := open(t)
 	h.part(ban("192.0.2.1", 0))
-	for left := true; left; { // as after a start at which the disk was full
-		prefixes, err := h.DropWhole()
+	for more := true; more; { // as after a start at which the disk was full
+		_, left, err := h.DropWhole()
 		if err != nil {
 			t.Fatal(err)
 		}
-		left = len(prefixes) > 0
+		more = left
 	}
 	h.part(ban("192.0.2.2", 0))
 	if err := h.KeepWhole(); err != nil {
@@ -198,12 +200,12 @@ func TestWholeSaidAgain(t *testing.T) {
 	if got := h.killed(); got != want {
 		t.Errorf("killed: in force %q, want %q", got, want)
 	}
-	for left := true; left; {
-		prefixes, err := h.DropWhole()
+	for more := true; more; {
+		_, left, err := h.DropWhole()
 		if err != nil {
 			t.Fatal(err)
 		}
-		left = len(prefixes) > 0
+		more = left
 	}
 	h.want(want)
 	before := h.segments.next // and then what is said again is not written again
@@ -256,4 +258,60 @@ func TestRevertTwice(t *testing.T) {
 	if err := h.RevertAllows(out); err != nil || h.Allows()[0].Comment != "somebody else's" {
 		t.Errorf("%v, %+v", err, h.Allows())
 	}
+}
+
+// hookedClock does something once, when what was cut short begins to be taken back.
+type hookedClock struct {
+	*fakeClock
+	then func()
+}
+
+func (c *hookedClock) Monotonic() uint64 {
+	if c.then != nil && strings.Contains(string(debug.Stack()), "dropPart") {
+		then := c.then
+		c.then = nil
+		then()
+	}
+	return c.fakeClock.Monotonic()
+}
+
+// Where a page that leads to the notes can't be read, a running daemon says so, and one that starts has the
+// file set aside, as with any other page.
+func TestWholeUnreadable(t *testing.T) {
+	h := open(t)
+	h.part(ban("192.0.2.1", 0))
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	whole, err := os.ReadFile(h.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cut := func(path string) func() {
+		return func() {
+			if err := os.Truncate(path, 2*int64(os.Getpagesize())); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	clock := &hookedClock{fakeClock: h.clock, then: cut(h.path)}
+	s, lost, err := OpenOrSetAside(Config{Path: h.path, Clock: clock})
+	if err != nil || lost == nil || lost.Aside == "" || !s.Fresh() {
+		t.Fatalf("%+v, %v", lost, err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+
+	if err := os.WriteFile(h.path, whole, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.Store = nil
+	h.reopen()
+	h.part(ban("192.0.2.2", 0))
+	cut(h.path)()
+	if _, left, err := h.DropWhole(); err == nil || left || h.Left() == nil {
+		t.Errorf("%t, %v, %v", left, err, h.Left())
+	}
+	h.want("192.0.2.2 operator forever")
 }
