@@ -11,7 +11,7 @@ const listed = 1000
 
 // Events follows what happens.
 func (e *engine) Events(by state.Actor, f state.EventFilter) (api.EventReader, error) {
-	return e.events.Open(by.String(), f)
+	return e.events.Open(by, f)
 }
 
 // sampled keeps a packet that the program has sampled, and tells of it.

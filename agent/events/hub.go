@@ -15,7 +15,7 @@ import (
 const (
 	keepDecisions = 8192
 	keepDrops     = 4096
-	maxReaders    = 64 // in all
+	maxReaders    = 64 // from other hosts, in all; on this host there may be as many again
 	maxEach       = 16 // of one actor
 	part          = 256
 )
@@ -31,7 +31,7 @@ type Hub struct {
 	drops     ring
 	wake      chan struct{} // closed when something has happened; nil: nobody waits
 	readers   map[string]int
-	reading   int
+	reading   map[bool]int // by whether they are on this host: whoever reads from others takes no place from those
 }
 
 // ring is the last events of a kind, their numbers growing.
@@ -46,7 +46,7 @@ func New() *Hub {
 	var run [6]byte
 	_, _ = rand.Read(run[:]) // it never fails
 	return &Hub{run: hex.EncodeToString(run[:]), decisions: ring{events: make([]state.Event, keepDecisions)},
-		drops: ring{events: make([]state.Event, keepDrops)}, readers: map[string]int{}}
+		drops: ring{events: make([]state.Event, keepDrops)}, readers: map[string]int{}, reading: map[bool]int{}}
 }
 
 // Publish tells of something that has happened.
@@ -74,6 +74,7 @@ type Reader struct {
 	hub    *Hub
 	filter state.EventFilter
 	actor  string
+	here   bool
 	at     uint64 // number of the last event that was looked at
 	rings  []place
 	gap    *state.LostEvents // to be told
@@ -87,15 +88,16 @@ type place struct {
 
 // Open begins to read behind the event that the filter names, or from now on. Returns a
 // *state.Error if there are too many readers.
-func (h *Hub) Open(actor string, f state.EventFilter) (*Reader, error) {
+func (h *Hub) Open(by state.Actor, f state.EventFilter) (*Reader, error) {
+	actor, here := by.String(), by.Kind == state.ActorPeer || by.Kind == state.ActorDaemon
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.reading >= maxReaders || h.readers[actor] >= maxEach {
+	if h.reading[here] >= maxReaders || h.readers[actor] >= maxEach {
 		return nil, &state.Error{Code: state.CodeLimited, Detail: "there are too many readers of events; close one, or come again later"}
 	}
-	h.reading++
+	h.reading[here]++
 	h.readers[actor]++
-	r := &Reader{hub: h, filter: f, actor: actor, at: h.last}
+	r := &Reader{hub: h, filter: f, actor: actor, here: here, at: h.last}
 	switch {
 	case f.After == state.EventID{}:
 	case f.After.Run != h.run || f.After.Number > h.last:
@@ -120,7 +122,7 @@ func (h *Hub) Open(actor string, f state.EventFilter) (*Reader, error) {
 func (r *Reader) Close() {
 	r.hub.mu.Lock()
 	defer r.hub.mu.Unlock()
-	r.hub.reading--
+	r.hub.reading[r.here]--
 	if r.hub.readers[r.actor]--; r.hub.readers[r.actor] == 0 {
 		delete(r.hub.readers, r.actor)
 	}

@@ -22,6 +22,10 @@ func decision(subject string) state.Event {
 	return state.Event{Kind: state.EventDecision, Decision: &state.Decision{About: state.AboutBan, Subject: subject}}
 }
 
+func token(name ...any) state.Actor {
+	return state.Actor{Kind: state.ActorToken, Name: fmt.Sprint(name...)}
+}
+
 func drop() state.Event { return state.Event{Kind: state.EventDrop, Drop: &state.EventView{}} }
 
 // read takes what is there.
@@ -43,7 +47,7 @@ func read(t *testing.T, r *Reader) (out []state.Event) {
 
 func open(t *testing.T, h *Hub, f state.EventFilter) *Reader {
 	t.Helper()
-	r, err := h.Open("me", f)
+	r, err := h.Open(state.Operator("me"), f)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,7 +145,7 @@ func TestBounds(t *testing.T) {
 	h := New()
 	var readers []*Reader
 	for i := range maxReaders {
-		r, err := h.Open(fmt.Sprint("actor", i/maxEach), state.EventFilter{})
+		r, err := h.Open(token("actor", i/maxEach), state.EventFilter{})
 		if err != nil {
 			t.Fatal(i, err)
 		}
@@ -149,22 +153,33 @@ func TestBounds(t *testing.T) {
 	}
 	refused := func(actor string) {
 		t.Helper()
-		_, err := h.Open(actor, state.EventFilter{})
+		_, err := h.Open(token(actor), state.EventFilter{})
 		if e, ok := errors.AsType[*state.Error](err); !ok || e.Code != state.CodeLimited {
 			t.Errorf("%s: %v", actor, err)
 		}
 	}
 	refused("other")
+	// Whoever is on the host finds a place, if not any number of them.
+	root := state.Actor{Kind: state.ActorPeer, Name: "root", ID: "0"}
+	for i := range maxEach + 1 {
+		r, err := h.Open(root, state.EventFilter{})
+		if (err == nil) != (i < maxEach) {
+			t.Fatal(i, err)
+		}
+		if err == nil {
+			readers = append(readers, r)
+		}
+	}
 	readers[0].Close()
 	refused("actor1")
-	r, err := h.Open("actor0", state.EventFilter{})
+	r, err := h.Open(token("actor0"), state.EventFilter{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, r := range append(readers[1:], r) {
 		r.Close()
 	}
-	if len(h.readers) != 0 || h.reading != 0 {
+	if len(h.readers) != 0 || h.reading[true] != 0 || h.reading[false] != 0 {
 		t.Error(h.readers, h.reading)
 	}
 }
@@ -207,7 +222,7 @@ func TestWait(t *testing.T) {
 func BenchmarkPublish(b *testing.B) {
 	h := New()
 	for i := range maxEach {
-		r, err := h.Open(fmt.Sprint(i), state.EventFilter{})
+		r, err := h.Open(token(i), state.EventFilter{})
 		if err != nil {
 			b.Fatal(err)
 		}
