@@ -73,6 +73,10 @@ func isTemporary(err error) bool {
 const grace = 50 * time.Millisecond
 
 func (g *gate) admit(h *held) bool {
+	// The rate first: whom it refuses pushes nobody out.
+	if h.key != "" && g.rates != nil && g.rates.allow(h.key) > 0 {
+		return false
+	}
 	g.mu.Lock()
 	for front := g.waiting.Front(); g.taken >= g.most && front != nil; front = g.waiting.Front() {
 		young := grace - time.Since(front.Value.(*held).since)
@@ -106,14 +110,6 @@ func (g *gate) admit(h *held) bool {
 	if out != nil {
 		_ = out.Conn.Close() // it is in nobody's use
 	}
-	return g.rates == nil || h.key == "" || g.rates.allow(h.key) == 0 || !g.leave(h)
-}
-
-// leave gives a slot back that was not used.
-func (g *gate) leave(h *held) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.release(h)
 	return true
 }
 
@@ -137,7 +133,9 @@ func (g *gate) release(h *held) {
 
 // Close closes the connection and frees its slot.
 func (h *held) Close() error {
-	h.gate.leave(h)
+	h.gate.mu.Lock()
+	h.gate.release(h)
+	h.gate.mu.Unlock()
 	return h.Conn.Close()
 }
 
