@@ -225,7 +225,7 @@ func (b backend) allows(api huma.API) {
 		}) (*response, error) {
 			return reply(b.Unallow(actorOf(ctx), state.UnallowRequest{Prefixes: []string{in.Prefix}}))
 		})
-	huma.Register(api, operation(state.ScopeRead, http.MethodGet, "/v1/allow", "allows", "List the allow entries"),
+	huma.Register(api, heavy(operation(state.ScopeRead, http.MethodGet, "/v1/allow", "allows", "List the allow entries"), scan),
 		func(context.Context, *none) (*answer[state.AllowList], error) {
 			return &answer[state.AllowList]{state.AllowList{Allow: orEmpty(b.Allows())}}, nil
 		})
@@ -365,7 +365,7 @@ func (b backend) switches(api huma.API) {
 			return reply1(state.PanicSwitch{On: in.Body.On}, err)
 		})
 	b.trials(api)
-	huma.Register(api, operation(state.ScopeRead, http.MethodGet, "/v1/config", "config", "Every setting as it is in force, and where its value comes from"),
+	huma.Register(api, heavy(operation(state.ScopeRead, http.MethodGet, "/v1/config", "config", "Every setting as it is in force, and where its value comes from"), scan), // with every allow entry
 		func(ctx context.Context, _ *none) (*answer[state.Effective], error) {
 			return &answer[state.Effective]{b.Effective(actorOf(ctx))}, nil
 		})

@@ -93,6 +93,8 @@ func TestHeavyReads(t *testing.T) {
 	refused(outside, "e", "/v1/status?sample=1s")
 	refused(outside, "e", "/v1/status")
 	refused(outside, "e", check)
+	refused(outside, "e", "/v1/allow")
+	refused(outside, "e", "/v1/config")
 	begin(t.Context(), inside, "root", long)
 	begin(t.Context(), inside, "root", check)
 	gone()
