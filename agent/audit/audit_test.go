@@ -3,6 +3,7 @@ package audit
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -614,5 +615,23 @@ func TestTogether(t *testing.T) {
 	r, err := Verify(f.path)
 	if err != nil || len(r.Problems) > 0 || r.Last != writers*each {
 		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+// A value that is too large for a record is not passed over in silence.
+func TestLargeValue(t *testing.T) {
+	value := func(v any) string {
+		return string(records(&state.AuditEvent{Action: "set-limit", Value: v}, time.Now())[0].Levee.Value)
+	}
+	fits := strings.Repeat("x", maxValue-2) // beside the quotes
+	if got := value(fits); got != `"`+fits+`"` {
+		t.Errorf("%.100s", got)
+	}
+	want := fmt.Sprintf(`{"left_out":"it is too large","bytes":%d,"sha256":"%x"}`, maxValue+1, sha256.Sum256([]byte(`"`+fits+`x"`)))
+	if got := value(fits + "x"); got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	if got := value(func() {}); !strings.Contains(got, `"left_out":"it can't be written: `) {
+		t.Error(got)
 	}
 }

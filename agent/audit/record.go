@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -14,6 +15,9 @@ const ecsVersion = "8.17.0"
 
 // What a string of a record's may have, in bytes: none of them is Levee's own to bound.
 const maxText = 512
+
+// maxValue bounds a value of a record's, in bytes of JSON.
+const maxValue = 16 << 10
 
 // Record is one line of the log. Its fields are those of the Elastic Common Schema; what that has no
 // name for stands under levee.
@@ -128,9 +132,7 @@ func records(e *state.AuditEvent, now time.Time) []Record {
 		r.HTTP.Request.Method, r.HTTP.Response.Status = clean(e.Method), e.Status
 	}
 	if e.Value != nil {
-		if text, err := json.Marshal(e.Value); err == nil && len(text) <= 16<<10 {
-			r.Levee.Value = text
-		}
+		r.Levee.Value = valueOf(e.Value)
 	}
 	r.Message = message(e)
 	parts := split(e.Bans)
@@ -146,6 +148,30 @@ func records(e *state.AuditEvent, now time.Time) []Record {
 		}
 	}
 	return out
+}
+
+// leftOut stands for a value that is too large for a record. By its hash it can be told whether a value that
+// somebody has is the one.
+type leftOut struct {
+	LeftOut string `json:"left_out"` // why
+	Bytes   int    `json:"bytes,omitempty"`
+	SHA256  string `json:"sha256,omitempty"` // of the value as JSON, in hexadecimal
+}
+
+// valueOf is a value as JSON, or what is to be said in its place.
+func valueOf(v any) json.RawMessage {
+	text, err := json.Marshal(v)
+	var instead leftOut
+	switch {
+	case err != nil:
+		instead.LeftOut = "it can't be written: " + clean(err.Error())
+	case len(text) <= maxValue:
+		return text
+	default:
+		instead = leftOut{"it is too large", len(text), fmt.Sprintf("%x", sha256.Sum256(text))}
+	}
+	text, _ = json.Marshal(instead) // it is no more than text and a number
+	return text
 }
 
 // split deals prefixes out to records.
