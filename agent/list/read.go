@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"go4.org/netipx"
@@ -346,7 +347,7 @@ func duration(text string) (string, *state.Error) {
 // tidy makes a reason of a comment: on one line, and not too long.
 func tidy(text string) string {
 	text = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
+		if !unicode.IsPrint(r) && !unicode.Is(unicode.Zs, r) { // the state takes none of these
 			return ' '
 		}
 		return r

@@ -2,7 +2,10 @@ package state
 
 import (
 	"net/netip"
+	"strconv"
+	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -123,8 +126,9 @@ func checkText(field, s string) *Error {
 		return invalid(field, "", "is not valid UTF-8")
 	}
 	for _, c := range s {
-		if c < ' ' || c == 0x7f {
-			return invalid(field, s, "has a control character in it")
+		// Spaces of any kind are harmless. Line ends, escapes and what turns text around are not.
+		if !unicode.IsPrint(c) && !unicode.Is(unicode.Zs, c) {
+			return invalid(field, s, "has a character in it that does not print: %s", strings.Trim(strconv.QuoteRuneToASCII(c), "'"))
 		}
 	}
 	return nil
