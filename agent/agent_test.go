@@ -157,6 +157,9 @@ func TestMain(m *testing.M) {
 	if text := os.Getenv("LEVEE_TEST_CLIENTS"); text != "" {
 		os.Exit(clientsMain(text))
 	}
+	if text := os.Getenv("LEVEE_TEST_READERS"); text != "" {
+		os.Exit(readersMain(text))
+	}
 	goleak.VerifyTestMain(m)
 }
 

@@ -297,10 +297,20 @@ func (b fakeBans) Len() (v4, v6 int) {
 func (b fakeBans) Slots() (v4, v6 int)    { return b.Len() }
 func (b fakeBans) Capacity() (v4, v6 int) { return b.room, b.room }
 
+// All makes no copy, as the kernel's table does not.
 func (b fakeBans) All() iter.Seq[kernel.Ban] {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return slices.Values(slices.Collect(maps.Values(b.bans)))
+	return func(yield func(kernel.Ban) bool) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		for _, ban := range b.bans {
+			b.mu.Unlock()
+			more := yield(ban)
+			b.mu.Lock()
+			if !more {
+				return
+			}
+		}
+	}
 }
 
 type fakeAllows struct{ *fakeKernel }
