@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -46,6 +47,27 @@ func (r *Rig) Snapshot() Snapshot {
 // was seen since. It costs much less than one.
 func (r *Rig) Resource(s Snapshot) Snapshot {
 	s.Sources = r.sources()
+	return s
+}
+
+// Reread returns an earlier snapshot with what the program should be moving read anew: this interface's
+// counters, those of the lists and limits that were set since Reset, the stats and the source table. It
+// costs much less than a snapshot, which shows what it should not have moved.
+func (r *Rig) Reread(s Snapshot) Snapshot {
+	s.Counters, s.Lists, s.Limits = slices.Clone(s.Counters), slices.Clone(s.Lists), slices.Clone(s.Limits)
+	read := func(name string, sums []bpf.Counter, number, each int) {
+		for i := number * each; i < (number+1)*each; i++ {
+			sums[i] = r.counter(name, uint32(i))
+		}
+	}
+	read(bpf.LeveeMapCounters, s.Counters, int(r.Slot), int(bpf.ReasonMax)*int(bpf.FamilyMax)*2)
+	for list := range r.lists {
+		read(bpf.LeveeMapListCounters, s.Lists, int(list), 2)
+	}
+	for limit := range r.limits {
+		read(bpf.LeveeMapLimitCounters, s.Limits, int(limit), int(bpf.LimitCounters)*2)
+	}
+	s.Stats, s.Sources = r.Stats(), r.sources()
 	return s
 }
 

@@ -46,6 +46,8 @@ type Rig struct {
 	memory  map[string]*ebpf.Memory
 	dirty   map[string]bool
 	tries   []trieKey
+	lists   map[uint16]bool // with a ban
+	limits  map[uint8]bool
 	control bpf.Control
 	frags   bool
 	cpus    int
@@ -86,7 +88,8 @@ func Load(c Config) (*Rig, error) {
 	if c.Features == (bpf.Features{}) {
 		c.Features = bpf.DefaultFeatures()
 	}
-	r := &Rig{Slot: c.Slot, frags: c.Features.Frags, memory: make(map[string]*ebpf.Memory), dirty: make(map[string]bool)}
+	r := &Rig{Slot: c.Slot, frags: c.Features.Frags, memory: make(map[string]*ebpf.Memory), dirty: make(map[string]bool),
+		lists: make(map[uint16]bool), limits: make(map[uint8]bool)}
 	secret := make([]byte, 16)
 	rand.Read(secret)
 	r.secret = [2]uint64{binary.NativeEndian.Uint64(secret), binary.NativeEndian.Uint64(secret[8:])}
@@ -146,6 +149,8 @@ func (r *Rig) Reset() {
 		r.zero(name)
 	}
 	clear(r.dirty)
+	clear(r.lists)
+	clear(r.limits)
 	for _, k := range r.tries {
 		if err := r.Maps[k.name].Delete(k.key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			panic(fmt.Sprintf("rig: empty %s: %v", k.name, err))

@@ -30,6 +30,7 @@ func (r *Rig) Ban(b Ban) {
 	if b.Expires == 0 {
 		b.Expires = bpf.Forever
 	}
+	r.lists[b.List] = true
 	if b.Prefix.Addr().Is4() {
 		r.ban4(b)
 	} else {
@@ -254,6 +255,7 @@ func (r *Rig) Limit(number uint8, l Limit) {
 		entry.Threshold[i] = t.Encode()
 		entry.Credit[i/2] |= l.Credit[i] << (i % 2 * 4)
 	}
+	r.limits[number] = true
 	put(r, bpf.LeveeMapLimits, uint32(number), entry)
 }
 
