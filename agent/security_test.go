@@ -16,6 +16,7 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -587,6 +588,43 @@ func TestSecurityTLS(t *testing.T) {
 	}
 	s.ca.write(s.file("server.pem"), s.file("server.key"), s.serverCert())
 	until(t, func() bool { return serial() != before })
+}
+
+// A certificate is no longer taken once those it goes back to are withdrawn, on open connections neither.
+func TestSecurityWithdrawn(t *testing.T) {
+	s := newSecure(t, "    clients: [{name: gateway.test, owner: gateway, scopes: [ban, read]}]", "")
+	s.ca.write(s.file("c.pem"), s.file("c.key"), &x509.Certificate{DNSNames: []string{"gateway.test"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	pair, err := tls.LoadX509KeyPair(s.file("c.pem"), s.file("c.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: s.pool, Certificates: []tls.Certificate{pair}}, MaxConnsPerHost: 1}
+	defer transport.CloseIdleConnections()
+	var reused bool
+	ask := func() int {
+		r, _ := http.NewRequest("GET", "https://"+s.address+"/v1/panic", nil)
+		trace := &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { reused = i.Reused }}
+		answer, err := transport.RoundTrip(r.WithContext(httptrace.WithClientTrace(t.Context(), trace)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer answer.Body.Close()
+		_, _ = io.Copy(io.Discard, answer.Body)
+		return answer.StatusCode
+	}
+	for range 2 {
+		if code := ask(); code != 200 {
+			t.Fatalf("before: %d", code)
+		}
+	}
+	other := newAuthority(t)
+	if err := os.WriteFile(s.file("ca.pem"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: other.cert.Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	until(t, func() bool { return ask() == 401 })
+	if !reused {
+		t.Error("it was another connection")
+	}
 }
 
 // A request that is made again is not done again, whoever else has the same key.

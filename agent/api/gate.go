@@ -2,10 +2,12 @@ package api
 
 import (
 	"container/list"
+	"crypto/tls"
 	"errors"
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -35,6 +37,9 @@ type held struct {
 	gate *gate
 	key  string // of the peer; empty: it has no bound
 	cred cred   // of a peer on the Unix socket
+
+	// The configuration by which a client certificate was verified last; requests of HTTP/2 share it.
+	verified atomic.Pointer[tls.Config]
 
 	// Guarded by the gate.
 	under  int           // requests under way

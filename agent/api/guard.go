@@ -150,6 +150,9 @@ func (d *door) identify(r *http.Request, by state.Actor) (state.Actor, error) {
 	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
 		return state.Actor{}, errors.New("there is neither a token nor a certificate")
 	}
+	if err := d.certs.verify(heldOf(r.Context()), r.TLS); err != nil {
+		return state.Actor{}, err
+	}
 	known, err := d.tcp.client(r.TLS)
 	known.Address = by.Address
 	return known, err

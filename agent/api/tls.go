@@ -143,12 +143,35 @@ func (k *certificates) named(host string) bool {
 
 var errNoClient = errors.New("the certificate's name is none that api.tcp.clients has")
 
+// verify tells whether a client's certificate goes back to those whom the files name now. The handshake knew
+// those that they named then, and a connection may be old. Who was verified is remembered with the connection.
+func (k *certificates) verify(h *held, s *tls.ConnectionState) error {
+	leaf, current := s.PeerCertificates[0], k.get()
+	if time.Now().After(leaf.NotAfter) {
+		return errors.New("the certificate has expired")
+	}
+	if h != nil && h.verified.Load() == current {
+		return nil
+	}
+	if current.ClientCAs == nil {
+		return errors.New("client certificates are no longer taken")
+	}
+	between := x509.NewCertPool()
+	for _, c := range s.PeerCertificates[1:] {
+		between.AddCert(c)
+	}
+	if _, err := leaf.Verify(x509.VerifyOptions{Roots: current.ClientCAs, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
+		return fmt.Errorf("the certificate is no longer one of api.tcp.client_ca: %w", err)
+	}
+	if h != nil {
+		h.verified.Store(current)
+	}
+	return nil
+}
+
 // client says who shows a certificate that has been verified.
 func (t *TCP) client(s *tls.ConnectionState) (state.Actor, error) {
 	leaf := s.VerifiedChains[0][0]
-	if time.Now().After(leaf.NotAfter) {
-		return state.Actor{}, errors.New("the certificate has expired")
-	}
 	names := slices.Concat(leaf.DNSNames, leaf.EmailAddresses)
 	for _, u := range leaf.URIs {
 		names = append(names, u.String())
