@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 	"syscall"
@@ -112,7 +113,16 @@ func (g *rig) fault(ctx context.Context, l *life, s site, errno syscall.Errno, t
 	r.ByError[name]++
 	said := strings.Contains(d.log.String(), errno.Error()) || g.saw(errno.Error())
 	if !d.ended() {
-		if err := g.examineLive(ctx, when+", while it lives", d, g.flood); err != nil {
+		err := g.examineLive(ctx, when+", while it lives", d, g.flood)
+		if l.begin && errors.Is(err, fs.ErrNotExist) {
+			// It could not shield the interface, and serves: there was no shield before that could fall.
+			if !said {
+				g.complain(when, "the daemon shields no interface and did not say why\n"+d.log.String())
+			}
+			g.refused.Add(1)
+			err = nil
+		}
+		if err != nil {
 			return err
 		}
 		d.kill() // what was refused must not come back
