@@ -295,8 +295,8 @@ func (b *bulk) commitWhole() error {
 	}
 	b.trials.order.RLock()
 	defer b.trials.order.RUnlock()
-	if err := b.state.KeepWhole(); err != nil { // until then a daemon that ends has done nothing
+	if err := b.state.KeepWhole(b.held...); err != nil { // until then a daemon that ends has done nothing
 		return b.takeAllBack(err)
 	}
-	return b.release(b.held)
+	return nil
 }

@@ -46,11 +46,11 @@ func (e *LockedError) Error() string {
 // file stays, for removing it would let two processes lock two files of one name.
 func takeLock(path string) (_ *os.File, err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fmt.Errorf("lock %s: %w", path, err)
+		return nil, lockError(path, err)
 	}
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o644)
 	if err != nil {
-		return nil, fmt.Errorf("lock %s: %w", path, err)
+		return nil, lockError(path, err)
 	}
 	defer func() {
 		if err != nil {
@@ -70,6 +70,17 @@ func takeLock(path string) (_ *os.File, err error) {
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
 	return f, nil
+}
+
+// lockError says what to do where the lock can't be written.
+func lockError(path string, err error) error {
+	switch {
+	case errors.Is(err, unix.EROFS):
+		return fmt.Errorf("lock %s: %w; mount its filesystem writable, in a systemd unit add its directory to ReadWritePaths=, or set another path (lock)", path, err)
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		return fmt.Errorf("lock %s: %w; the daemon must be able to write there: give it the directory, or set another path (lock)", path, err)
+	}
+	return fmt.Errorf("lock %s: %w", path, err)
 }
 
 // holderOf says who holds a locked file, as far as it can be known: the holder wrote to it, and to

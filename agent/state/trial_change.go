@@ -234,11 +234,15 @@ func (s *Store) Confirm(ids ...string) ([]Trial, error) {
 func (s *Store) Release(things []Thing) error {
 	s.writer.Lock()
 	defer s.writer.Unlock()
-	var gone []*undo
+	return asError(s.endThings("end the trial of what was changed", s.holding(things), nil))
+}
+
+// holding is what trials have noted of things.
+func (s *Store) holding(things []Thing) (noted []*undo) {
 	for _, thing := range things {
-		gone = append(gone, s.trials.held[thing]...)
+		noted = append(noted, s.trials.held[thing]...)
 	}
-	return asError(s.endThings("end the trial of what was changed", unique(gone), nil))
+	return unique(noted)
 }
 
 // Trim leaves of a trial only the things that it did change.
@@ -284,6 +288,11 @@ func (s *Store) endThings(what string, gone []*undo, heirs map[*undo]*undo) *Err
 	if len(gone) == 0 {
 		return nil
 	}
+	return s.endThingsWith(what, gone, heirs, func(*bbolt.Tx) error { return nil })
+}
+
+// endThingsWith is endThings, and does something else in the same transaction.
+func (s *Store) endThingsWith(what string, gone []*undo, heirs map[*undo]*undo, also func(*bbolt.Tx) error) *Error {
 	left := map[*trial]int{}
 	for _, u := range gone {
 		if _, ok := left[u.of]; !ok {
@@ -292,6 +301,9 @@ func (s *Store) endThings(what string, gone []*undo, heirs map[*undo]*undo) *Err
 		left[u.of]--
 	}
 	failed := s.write(what, func(tx *bbolt.Tx) error {
+		if err := also(tx); err != nil || len(gone) == 0 {
+			return err
+		}
 		b, err := tx.CreateBucketIfNotExists(bucketTrials)
 		if err != nil {
 			return err

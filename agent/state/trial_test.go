@@ -290,3 +290,31 @@ func TestTrialTimes(t *testing.T) {
 		t.Errorf("%s: a number was used again", id)
 	}
 }
+
+// A limit that can't come back since another one is bound to the same by now: what to do is said.
+func TestTrialLimitBoundSince(t *testing.T) {
+	h := open(t)
+	for _, step := range []func() error{
+		func() error {
+			_, _, err := h.SetLimit("web", limit(t, `{"services":["tcp/443"],"packets":"1/s"}`), "root")
+			return err
+		},
+		func() error { h.begin(Thing{About: AboutLimit, Name: "web"}); return nil },
+		func() error {
+			_, _, err := h.SetLimit("web", limit(t, `{"services":["tcp/80"],"packets":"1/s"}`), "root")
+			return err
+		},
+		func() error {
+			_, _, err := h.SetLimit("other", limit(t, `{"services":["tcp/443"],"packets":"1/s"}`), "root")
+			return err
+		},
+	} {
+		if err := step(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err := h.Undo(h.Trials()[0].ID)
+	if AsError(err, "").Code != CodeConflict || !strings.Contains(err.Error(), `"other" already; to have the trial taken back, remove the other limit`) {
+		t.Errorf("%v", err)
+	}
+}

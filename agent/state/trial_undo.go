@@ -187,7 +187,13 @@ func (r *restore) settings() error {
 	if !r.out.Limits && len(r.out.Interfaces) == 0 {
 		return nil
 	}
-	return asError(r.save(limits, interfaces, newest))
+	failed := r.save(limits, interfaces, newest)
+	if failed != nil && failed.Code == CodeConflict {
+		advised := *failed
+		advised.Detail += "; to have the trial taken back, remove the other limit"
+		failed = &advised
+	}
+	return asError(failed)
 }
 
 func (r *restore) config() error {

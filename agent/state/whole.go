@@ -29,11 +29,11 @@ func (s *Store) ProposeWhole(proposals []Proposal, out []Outcome) error {
 	return asError(r.err)
 }
 
-// KeepWhole makes the parts stay.
-func (s *Store) KeepWhole() error {
+// KeepWhole makes the parts stay, and takes things out of all trials, as Release does, in one.
+func (s *Store) KeepWhole(changed ...Thing) error {
 	s.writer.Lock()
 	defer s.writer.Unlock()
-	failed := s.write("note that all of it is done", func(tx *bbolt.Tx) error {
+	failed := s.endThingsWith("note that all of it is done", s.holding(changed), nil, func(tx *bbolt.Tx) error {
 		if tx.Bucket(bucketWhole) == nil {
 			return nil
 		}

@@ -315,3 +315,18 @@ func TestWholeUnreadable(t *testing.T) {
 	}
 	h.want("192.0.2.2 operator forever")
 }
+
+// What is kept is on no trial any more from that moment on: no kill in between has a trial take it back.
+func TestWholeKeptOffTrials(t *testing.T) {
+	h := open(t)
+	thing := Thing{About: AboutBan, Name: "192.0.2.1/32", Origin: "operator"}
+	h.begin(thing)
+	h.part(ban("192.0.2.1", 0))
+	if err := h.KeepWhole(thing); err != nil || h.OnTrial() {
+		t.Errorf("%v, %+v", err, h.Trials())
+	}
+	h.reopen()
+	if h.want("192.0.2.1 operator forever"); h.OnTrial() {
+		t.Errorf("%+v", h.Trials())
+	}
+}
