@@ -199,20 +199,32 @@ func (s *stream) most(late time.Duration) float64 {
 // really sent. A machine that is busy with other things keeps the senders waiting, and while they
 // wait no more than a burst is saved up for them. When in its batch a packet came is not known: the
 // latest is the worst, for a full bucket runs over while it waits, but in the end, where the earliest
-// is. The coarse clock is late by a tick.
+// is. A sender that had to wait in the midst of a batch, which took several times as long as others, may
+// have sent it all before, and the next one late: what the bucket gained meanwhile may have run over.
+// The coarse clock is late by a tick.
 func (s *stream) least(late time.Duration) float64 {
 	slices.SortFunc(s.batches, func(a, b batch) int { return cmp.Compare(a.after, b.after) })
 	full := (s.burst - late.Seconds()*s.rate - 2*s.credit) / s.unit
 	tokens, passed := full, 0.0
 	last, begun := s.batches[0].after, uint64(0)
+	lengths := make([]uint64, len(s.batches))
+	for i, b := range s.batches {
+		lengths[i] = b.after - b.before
+	}
+	slices.Sort(lengths)
+	usual := lengths[len(lengths)/2]
+	lost := 0.0 // seconds
 	for _, b := range s.batches {
+		if took := b.after - b.before; took > 4*usual {
+			lost += min(float64(took-usual)/1e9, s.burst/s.rate)
+		}
 		tokens = min(full, tokens+float64(b.after-last)/1e9*s.rate/s.unit)
 		last, begun = b.after, max(begun, b.before)
 		n := min(math.Floor(tokens), float64(b.n))
 		tokens -= n
 		passed += n
 	}
-	return passed - (late.Seconds()+float64(last-begun)/1e9)*s.rate/s.unit
+	return passed - (late.Seconds()+float64(last-begun)/1e9+lost)*s.rate/s.unit
 }
 
 // play sends all streams for a while, from two threads that each keep to a CPU.
