@@ -56,7 +56,7 @@ static __always_inline bool gcra_bill(__u64 *tat, __u64 cost, __u64 when)
 }
 
 /* Advances the TAT if the packet conforms, against other CPUs: four tries. */
-__noinline int gcra_charge(__u64 *tat, __u64 cost, __u64 burst, __u64 now)
+static __always_inline int gcra_advance(__u64 *tat, __u64 cost, __u64 burst, __u64 now)
 {
 	__u64 old;
 
@@ -75,4 +75,10 @@ __noinline int gcra_charge(__u64 *tat, __u64 cost, __u64 burst, __u64 now)
 		old = seen;
 	}
 	return GCRA_CONTENDED;
+}
+
+/* A function, for those who charge more than one. */
+__noinline int gcra_charge(__u64 *tat, __u64 cost, __u64 burst, __u64 now)
+{
+	return gcra_advance(tat, cost, burst, now);
 }

@@ -150,7 +150,7 @@ __noinline enum reason aggregate_charge(struct ask *ask, __u64 now)
 	for (int i = 0; i < AGGREGATE_WAYS; i++) {
 		if (READ_ONCE(bucket->key[i]) == key) {
 			gcra_settle(&bucket->tat[i], burst, now);
-			switch (gcra_charge(&bucket->tat[i], cost, burst, now)) {
+			switch (gcra_advance(&bucket->tat[i], cost, burst, now)) {
 			case GCRA_OVER:
 				return REASON_LIMIT_AGGREGATE;
 			case GCRA_CONTENDED:
