@@ -4,9 +4,11 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -159,16 +161,24 @@ func TestProcesses(t *testing.T) {
 
 // A program is root's where nobody else could have put it.
 func TestOfRoot(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("takes files of root's")
+	other := exec.Command("sleep", "60") // of another user's than root
+	if os.Geteuid() == 0 {
+		other.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	}
-	dir := t.TempDir()
-	mine := filepath.Join(dir, "sshd")
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = other.Process.Kill()
+		_ = other.Wait()
+	})
+	mine := filepath.Join(t.TempDir(), "sshd")
 	if err := os.WriteFile(mine, nil, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	for path, want := range map[string]bool{
 		"/bin/../usr/bin/env": true, "/usr/bin/env": true, "/usr/bin/none-such": true,
+		fmt.Sprintf("/proc/%d/comm", other.Process.Pid): false, // which nobody but its owner may write to
 		mine: false, "/tmp/sshd": false, "/usr/none/such/sshd": false, "usr/bin/env": false, "": false,
 	} {
 		if got := ofRoot(path); got != want {
