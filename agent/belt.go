@@ -12,7 +12,8 @@ import (
 // one behind it goes to the disk. Parts are committed and told of in their order. When one fails, none
 // behind it is begun.
 type belt struct {
-	*bulk
+	commit  func(p *part, decided func(error)) error // to the kernel; decided is told when it is on the disk, or will not be
+	tell    func(*part)
 	group   errgroup.Group
 	parts   sync.Pool // empty ones
 	stopped atomic.Bool
@@ -27,8 +28,8 @@ const onBelt = 2
 // errStopped ends the reading. What it was that failed is told by end.
 var errStopped = errors.New("a part has failed")
 
-func newBelt(b *bulk) *belt {
-	t := &belt{bulk: b, committed: make(chan struct{}), told: make(chan struct{})}
+func newBelt(commit func(*part, func(error)) error, tell func(*part)) *belt {
+	t := &belt{commit: commit, tell: tell, committed: make(chan struct{}), told: make(chan struct{})}
 	t.group.SetLimit(onBelt)
 	t.parts.New = func() any { return newPart() }
 	close(t.committed)

@@ -4,16 +4,67 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 
 	"github.com/levee-xdp/levee/agent/client"
 	"github.com/levee-xdp/levee/agent/state"
 )
 
-// TestBeltKeepsOrder says something else of a few prefixes in each part: the last word counts, on the
-// disk and in the kernel, whichever part was there first.
+// TestBeltKeepsOrder has the part behind wait until the one before is on the disk, and not for the kernel;
+// and though it is through sooner, it is told of later.
 func TestBeltKeepsOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		var seen []string
+		note := func(what string, p *part) {
+			mu.Lock()
+			defer mu.Unlock()
+			seen = append(seen, fmt.Sprint(what, p.lines[0]))
+		}
+		answers := func() [2]chan error { return [2]chan error{make(chan error, 1), make(chan error, 1)} }
+		disk, kernel := answers(), answers()
+		b := newBelt(func(p *part, decided func(error)) error {
+			note("begun ", p)
+			decided(<-disk[p.lines[0]])
+			return <-kernel[p.lines[0]]
+		}, func(p *part) { note("told ", p) })
+		for i := range disk {
+			p := newPart()
+			p.add(state.Proposal{}, i)
+			if _, err := b.take(p); err != nil {
+				t.Fatal(err)
+			}
+		}
+		step := func(done chan error, want ...string) {
+			t.Helper()
+			if done != nil {
+				done <- nil
+			}
+			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
+			if !slices.Equal(seen, want) {
+				t.Errorf("%q, want %q", seen, want)
+			}
+		}
+		step(nil, "begun 0")
+		step(disk[0], "begun 0", "begun 1")
+		step(disk[1], "begun 0", "begun 1")
+		step(kernel[1], "begun 0", "begun 1")
+		step(kernel[0], "begun 0", "begun 1", "told 0", "told 1")
+		if err := b.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestBulkLastWord says something else of a few prefixes in each part: the last word counts, on the
+// disk and in the kernel, whichever part was there first.
+func TestBulkLastWord(t *testing.T) {
 	k := newFakeKernel()
 	k.room = 1 << 20
 	d := newDaemon(t, k, "")

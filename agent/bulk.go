@@ -42,7 +42,7 @@ func (e *engine) BanBulk(by state.Actor, r state.BulkRequest, lines state.BulkLi
 	}
 	b := bulk{engine: e, by: by, request: r, answer: &out}
 	if !r.Whole {
-		belt := newBelt(&b)
+		belt := newBelt(b.commit, b.tell)
 		err = b.read(lines, belt.take)
 		if failed := belt.end(); failed != nil {
 			err = failed
