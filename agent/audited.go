@@ -175,6 +175,9 @@ type groupKey struct {
 }
 
 func (g *groups) add(prefix string, b state.AuditBans) {
+	if b.Status == state.StatusRefused {
+		b.Reason, b.Expires = "", "" // each might have its own, and who may not ban fill the log with them
+	}
 	if n := len(g.list); n > 0 && g.list[n-1].Same(&b) { // as most are
 		g.list[n-1].Prefixes = append(g.list[n-1].Prefixes, prefix)
 		return

@@ -756,6 +756,35 @@ func TestSecurityAuditFull(t *testing.T) {
 	}
 }
 
+// Whoever is refused many bans writes little more than their prefixes into the audit log, whatever he gives
+// as reasons.
+func TestSecurityRefusedBatch(t *testing.T) {
+	s := newSecure(t, "", "")
+	token := s.token("gateway", state.TokenRequest{Scopes: []state.Scope{state.ScopeBan}})
+	const many = 200
+	var items []string
+	for i := range many {
+		items = append(items, fmt.Sprintf(`{"prefix":"127.0.0.%d","for":"%dm","reason":"%s%d"}`, i, i+1, strings.Repeat("x", 200), i))
+	}
+	done := `{"prefix":"203.0.113.9","for":"1h","reason":"it is done"}`
+	answer, text := s.send("POST", "/v1/bans/bulk", token, strings.Join(append(items, done), "\n"), "Content-Type", "application/x-ndjson")
+	s.expect("a bulk", answer, text, 207, `"refused":200`)
+	answer, text = s.send("POST", "/v1/bans", token, `{"force":true,"bans":[`+strings.Join(items, ",")+`]}`)
+	s.expect("a batch", answer, text, 403, `"field":"force"`)
+	told, reasons := 0, ""
+	for _, e := range s.audited() {
+		for _, b := range e.Levee.Bans {
+			told++
+			if reasons += b.Reason; b.Status == state.StatusRefused && len(b.Prefixes) != many {
+				t.Errorf("%d of %d refused prefixes: %+v", len(b.Prefixes), many, b)
+			}
+		}
+	}
+	if told != 3 || reasons != "it is done" {
+		t.Errorf("%d groups of prefixes, with the reasons %.300q", told, reasons)
+	}
+}
+
 // A change that Levee takes back itself is on record, as are the one before and one that is confirmed.
 func TestSecurityTrials(t *testing.T) {
 	s := newSecure(t, "", "")
