@@ -59,8 +59,24 @@ func FuzzProgramAgainstReference(f *testing.F) {
 	})
 }
 
-// TestProgramAgainstReference runs the seeds with a few bytes changed where headers are, cut and
-// stretched at random.
+// mutate draws one of some frames, with a few bytes changed where headers are, cut or stretched at random.
+func mutate(random *rand.Rand, frames [][]byte) []byte {
+	frame := slices.Clone(frames[random.IntN(len(frames))])
+	for range random.IntN(4) {
+		at := random.IntN(min(len(frame), 120))
+		// Small numbers and protocols' are where the branches are.
+		frame[at] = [...]byte{byte(random.Uint32()), byte(random.IntN(9)), 0, 17, 43, 44, 51, 58, 60, 0xFF}[random.IntN(10)]
+	}
+	switch random.IntN(4) {
+	case 0:
+		frame = frame[:max(14, random.IntN(len(frame)+1))]
+	case 1:
+		frame = append(frame, make([]byte, random.IntN(40))...)
+	}
+	return frame
+}
+
+// TestProgramAgainstReference runs the seeds, mutated.
 func TestProgramAgainstReference(t *testing.T) {
 	p := newParser(t, loadDefault(t))
 	seed := uint64(time.Now().UnixNano())
@@ -72,18 +88,7 @@ func TestProgramAgainstReference(t *testing.T) {
 		rounds /= 8
 	}
 	for range rounds {
-		frame := slices.Clone(frames[random.IntN(len(frames))])
-		for range random.IntN(4) {
-			at := random.IntN(min(len(frame), 120))
-			// Small numbers and protocols' are where the branches are.
-			frame[at] = [...]byte{byte(random.Uint32()), byte(random.IntN(9)), 0, 17, 43, 44, 51, 58, 60, 0xFF}[random.IntN(10)]
-		}
-		switch random.IntN(4) {
-		case 0:
-			frame = frame[:max(14, random.IntN(len(frame)+1))]
-		case 1:
-			frame = append(frame, make([]byte, random.IntN(40))...)
-		}
+		frame := mutate(random, frames)
 		p.agree(t, frame)
 		if t.Failed() {
 			return

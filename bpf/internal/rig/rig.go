@@ -37,9 +37,10 @@ func Smallest() bpf.Sizes {
 // Rig is the program in the kernel, with its tables within reach. It is not safe for concurrent use,
 // apart from Run.
 type Rig struct {
-	Program *ebpf.Program
-	Maps    map[string]*ebpf.Map
-	Slot    uint32
+	Program  *ebpf.Program
+	Programs map[string]*ebpf.Program // all of the object's
+	Maps     map[string]*ebpf.Map
+	Slot     uint32
 
 	coll    *ebpf.Collection
 	secret  [2]uint64
@@ -103,7 +104,7 @@ func Load(c Config) (*Rig, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load the program: %w", err)
 	}
-	r.coll, r.Program, r.Maps = coll, coll.Programs[bpf.LeveeProgLevee], coll.Maps
+	r.coll, r.Program, r.Programs, r.Maps = coll, coll.Programs[bpf.LeveeProgLevee], coll.Programs, coll.Maps
 	if r.cpus, err = ebpf.PossibleCPU(); err != nil {
 		coll.Close()
 		return nil, fmt.Errorf("count the CPUs: %w", err)
