@@ -23,7 +23,6 @@ typedef _Bool bool;
 #define SEC(name) __attribute__((section(name), used))
 #define __always_inline inline __attribute__((always_inline))
 #define __noinline __attribute__((noinline))
-#define __packed __attribute__((packed))
 #define __uint(name, val) int(*name)[val]
 #define __type(name, val) typeof(val) *name
 #define READ_ONCE(x) (*(const volatile typeof(x) *)&(x))

@@ -33,16 +33,6 @@ static __always_inline void tab_pass(struct tab *tab, __u32 length)
 	tab->bytes += length;
 }
 
-/*
- * Whether the last answer on a tab is about such packets of this source: it is of the same tick, and
- * about the same thresholds.
- */
-static __always_inline bool tab_holds(const struct tab *tab, const struct source *src, __u64 tick,
-				      __u32 set)
-{
-	return tab->tick == tick && tab_is(tab, src) && tab->set == set;
-}
-
 /* Lets a packet pass on credit, if there is room for it. */
 static __always_inline bool tab_gives(struct tab *tab, __u32 length)
 {
