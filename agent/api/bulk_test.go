@@ -41,7 +41,7 @@ func (b *bulky) BanBulk(state.Actor, state.BulkRequest, state.BulkLines) (state.
 func TestBulkWholePlaces(t *testing.T) {
 	b := &bulky{under: make(chan struct{}), hold: make(chan struct{})}
 	h := Handler(Config{Backend: b})
-	all := outsideWeights()
+	all := weights{whole: outsideWeights()[whole]} // of everything else there is any number
 	all[whole].wait = 50 * time.Millisecond
 	send := func(token, query string) *httptest.ResponseRecorder {
 		w := httptest.NewRecorder()
@@ -58,8 +58,15 @@ func TestBulkWholePlaces(t *testing.T) {
 	}
 	refused := func(token string) {
 		t.Helper()
-		if w := send(token, "?whole=true"); w.Code != 503 || w.Header().Get("Retry-After") != "1" || !strings.Contains(w.Body.String(), `"busy"`) {
-			t.Errorf("%s: %d %s %s", token, w.Code, fmt.Sprint(w.Header()), w.Body)
+		answer := make(chan *httptest.ResponseRecorder, 1)
+		go func() { answer <- send(token, "?whole=true") }()
+		select {
+		case w := <-answer:
+			if w.Code != 503 || w.Header().Get("Retry-After") != "1" || !strings.Contains(w.Body.String(), `"busy"`) {
+				t.Errorf("%s: %d %s %s", token, w.Code, fmt.Sprint(w.Header()), w.Body)
+			}
+		case <-b.under:
+			t.Fatalf("%s found a place", token)
 		}
 	}
 	begin("a", "?whole=true")

@@ -354,6 +354,11 @@ func TestClientBounds(t *testing.T) {
 		"scopes: [ban], origins: []":          {IPv4: 32, IPv6: 64, Longest: day},
 		"scopes: [admin]":                     nil,
 		"scopes: [admin], ipv4: 24":           {IPv4: 24, IPv6: 64, Longest: day, Claims: 100_000, Origins: []state.Origin{"api:gw"}},
+		"scopes: [admin], ipv6: 48":           {IPv4: 32, IPv6: 48, Longest: day, Claims: 100_000, Origins: []state.Origin{"api:gw"}},
+		"scopes: [admin], longest: 1h":        {IPv4: 32, IPv6: 64, Longest: day / 24, Claims: 100_000, Origins: []state.Origin{"api:gw"}},
+		"scopes: [admin], claims: 7":          {IPv4: 32, IPv6: 64, Longest: day, Claims: 7, Origins: []state.Origin{"api:gw"}},
+		"scopes: [admin], force: false":       {IPv4: 32, IPv6: 64, Longest: day, Claims: 100_000, Origins: []state.Origin{"api:gw"}},
+		"scopes: [admin], origins: [api]":     {IPv4: 32, IPv6: 64, Longest: day, Claims: 100_000, Origins: []state.Origin{"api"}},
 	} {
 		c, err := Parse("levee.yaml", []byte("api:\n  tcp:\n    listen: 192.0.2.1:9465\n    certificate: /c\n    key: /k\n    client_ca: /a\n    clients:\n      - {name: gw, "+text+"}\n"))
 		if err != nil {
