@@ -72,23 +72,10 @@ func (f *reference) delete(p netip.Prefix) {
 }
 
 // ask is model.ask, of the tree.
-func (f *reference) ask(addr netip.Addr, now uint64) (a answer) {
-	expired := false
-	for _, ban := range f.tree.Supernets(netip.PrefixFrom(addr, addr.BitLen())) {
-		switch {
-		case ban.Expires != bpf.Forever && ban.Expires <= now:
-			expired = expired || !ban.Monitor
-			continue
-		case ban.Monitor:
-			a.monitored = true
-		default:
-			a.banned = true
-		}
-		a.covers = append(a.covers, ban)
-	}
-	a.monitored = a.monitored && !a.banned
-	a.either = a.monitored && expired
-	return a
+func (f *reference) ask(addr netip.Addr, now uint64) answer {
+	return answerOf(func(yield func(Ban) bool) {
+		f.tree.Supernets(netip.PrefixFrom(addr, addr.BitLen()))(func(_ netip.Prefix, ban Ban) bool { return yield(ban) })
+	}, now)
 }
 
 // judge says what is wrong with what the program did.

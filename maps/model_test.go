@@ -2,6 +2,7 @@ package maps
 
 import (
 	"fmt"
+	"iter"
 	"maps"
 	"math/rand/v2"
 	"net/netip"
@@ -36,17 +37,11 @@ type answer struct {
 	covers    []Ban
 }
 
-func (m model) ask(addr netip.Addr, now uint64) (a answer) {
+// answerOf is what may be said of an address that these bans cover.
+func answerOf(bans iter.Seq[Ban], now uint64) (a answer) {
 	expired := false
-	for length := addr.BitLen(); length >= 0; length-- {
-		p, err := addr.Prefix(length)
-		if err != nil {
-			panic(err)
-		}
-		ban, ok := m[p]
+	for ban := range bans {
 		switch {
-		case !ok:
-			continue
 		case ban.Expires != bpf.Forever && ban.Expires <= now:
 			expired = expired || !ban.Monitor
 			continue
@@ -60,6 +55,20 @@ func (m model) ask(addr netip.Addr, now uint64) (a answer) {
 	a.monitored = a.monitored && !a.banned
 	a.either = a.monitored && expired
 	return a
+}
+
+func (m model) ask(addr netip.Addr, now uint64) answer {
+	return answerOf(func(yield func(Ban) bool) {
+		for length := addr.BitLen(); length >= 0; length-- {
+			p, err := addr.Prefix(length)
+			if err != nil {
+				panic(err)
+			}
+			if ban, ok := m[p]; ok && !yield(ban) {
+				return
+			}
+		}
+	}, now)
 }
 
 // check says what is wrong with an answer of Lookup.
