@@ -66,7 +66,11 @@ func (b *bench) daemonRows(ctx context.Context, dir, list string) error {
 	}
 
 	// Many bans at once need room, so they come first, and go before the others come.
-	crowd, err := d.times(ctx, 200, 400, b.singles()/4)
+	crowd, err := d.times(ctx, 200, 400, b.singles()/4, d.ban)
+	if err != nil {
+		return err
+	}
+	bulks, err := d.times(ctx, 200, 400, b.singles()/4, d.bulk)
 	if err != nil {
 		return err
 	}
@@ -102,13 +106,14 @@ func (b *bench) daemonRows(ctx context.Context, dir, list string) error {
 		{"16 callers at once", 16, b.singles(), 0},
 		{"200 callers at once", 200, 4 * b.singles(), 0},
 	} {
-		times, err := d.times(ctx, t.callers, t.calls, 1)
+		times, err := d.times(ctx, t.callers, t.calls, 1, d.ban)
 		if err != nil {
 			return err
 		}
 		told(t.name, times, 1, t.limit)
 	}
 	told(fmt.Sprintf("200 callers at once, %d bans a call, no others", b.singles()/4), crowd, b.singles()/4, 0)
+	told(fmt.Sprintf("200 callers at once, %d lines a bulk, no others", b.singles()/4), bulks, b.singles()/4, 0)
 
 	memory := func(what string, limit float64) error {
 		m, err := d.resident()
@@ -205,6 +210,19 @@ func (d *daemon) ban(ctx context.Context, prefixes ...netip.Prefix) error {
 	return nil
 }
 
+// bulk bans the same by lines of text, all of which have to be taken.
+func (d *daemon) bulk(ctx context.Context, prefixes ...netip.Prefix) error {
+	var lines bytes.Buffer
+	for _, p := range prefixes {
+		fmt.Fprintln(&lines, p)
+	}
+	answer, err := d.client.BanBulk(ctx, state.BulkRequest{Origin: timed, Reason: "benchmark"}, client.PlainLines, &lines)
+	if err == nil && answer.Refused > 0 {
+		err = fmt.Errorf("%d bans were refused", answer.Refused)
+	}
+	return err
+}
+
 // latencies are times of requests in ms, sorted, and how many a second there were.
 type latencies struct {
 	ms   []float64
@@ -213,9 +231,9 @@ type latencies struct {
 
 func (l latencies) at(q float64) float64 { return l.ms[int(q*float64(len(l.ms)-1))] }
 
-// times has so many callers at once make so many calls in all, each with so many bans of addresses that
+// times has so many callers at once make so many calls in all, each for so many bans of addresses that
 // nobody has banned. They are taken back untimed, for the tables are full enough as it is.
-func (d *daemon) times(ctx context.Context, callers, calls, bans int) (latencies, error) {
+func (d *daemon) times(ctx context.Context, callers, calls, bans int, ban func(context.Context, ...netip.Prefix) error) (latencies, error) {
 	var (
 		mu   sync.Mutex
 		all  latencies
@@ -233,7 +251,7 @@ func (d *daemon) times(ctx context.Context, callers, calls, bans int) (latencies
 					prefixes[i] = netip.PrefixFrom(netip.AddrFrom4(b), 32)
 				}
 				begin := time.Now()
-				err := d.ban(ctx, prefixes...)
+				err := ban(ctx, prefixes...)
 				took := time.Since(begin)
 				mu.Lock()
 				all.ms = append(all.ms, took.Seconds()*1000)
