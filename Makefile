@@ -20,7 +20,8 @@ demo: build ## run the lab: floods with and without the shield, in under 60 s; n
 	@$(GO) run ./scripts/preflight demo
 	@$(GO) run ./scripts/lab -levee bin/levee
 
-bench: build ## what a packet costs, beside others, and the control plane; QUICK=1 for under two minutes; needs root
+bench: build ## what a packet costs, beside others, and the control plane; QUICK=1 for whether it runs; needs root
+	@$(GO) run ./scripts/preflight bench
 	$(GO) run ./scripts/bench -levee bin/levee $(BENCHFLAGS)
 
 # One package at a time: the floods of one would be the busy machine of another.

@@ -38,9 +38,9 @@ func (b *bench) control(ctx context.Context) error {
 		return err
 	}
 	if err := b.daemonRows(ctx, dir, list); err != nil {
-		b.report.Notes = append(b.report.Notes, fmt.Sprintf("control: the daemon is left out: %s", err))
+		return fmt.Errorf("the daemon: %w", err)
 	}
-	return ctx.Err()
+	return nil
 }
 
 // seconds makes a row of times.
@@ -53,101 +53,129 @@ func seconds(what string, samples []float64, limit float64) row {
 	return r
 }
 
+// What is timed of the tables alone.
+const (
+	readAndPut = "a file, read and put"
+	putAll     = "put all"
+	syncSame   = "sync, nothing new"
+	syncHalf   = "sync, half of it new"
+	openFull   = "open a full set"
+	oneChange  = "one change"
+)
+
+// tableTimes are seconds, by what is timed, and the memory of a full set in bytes.
+type tableTimes struct {
+	times  map[string][]float64
+	memory uint64
+}
+
+func (t *tableTimes) took(what string, start time.Time) {
+	t.times[what] = append(t.times[what], time.Since(start).Seconds())
+}
+
 // tableRows times the tables alone, without a daemon.
 func (b *bench) tableRows(ctx context.Context, list string, prefixes []netip.Prefix) error {
-	times := make(map[string][]float64)
-	took := func(what string, start time.Time) {
-		times[what] = append(times[what], time.Since(start).Seconds())
-	}
-	const (
-		file   = "a file, read and put"
-		put    = "put all"
-		again  = "sync, nothing new"
-		half   = "sync, half of it new"
-		reopen = "open a full set"
-		single = "one change"
-	)
 	other := slices.Concat(prefixes[:len(prefixes)/2],
 		newBans(rand.New(rand.NewPCG(3, 4)), false, len(prefixes)/2))
-	var memory uint64
+	t := &tableTimes{times: make(map[string][]float64)}
 	for range min(b.meter.rounds, 5) {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		for _, fromFile := range []bool{true, false} {
-			sh, err := newShield(bpf.DefaultSizes())
-			if err != nil {
-				return err
-			}
-			defer sh.close()
-			start := time.Now()
-			if fromFile {
-				read, err := readList(list)
-				if err != nil {
-					return err
-				}
-				if _, err := sh.tables.Bans.PutAll(entries(read)); err != nil {
-					return err
-				}
-				took(file, start)
-				continue
-			}
-			if _, err := sh.tables.Bans.PutAll(entries(prefixes)); err != nil {
-				return err
-			}
-			took(put, start)
-			start = time.Now()
-			tables, err := maps.Open(sh.maps)
-			if err != nil {
-				return err
-			}
-			took(reopen, start)
-			if err := tables.Close(); err != nil {
-				return err
-			}
-			start = time.Now()
-			if _, err := sh.tables.Bans.Sync(entries(prefixes)); err != nil {
-				return err
-			}
-			took(again, start)
-			start = time.Now()
-			if _, err := sh.tables.Bans.Sync(entries(other)); err != nil {
-				return err
-			}
-			took(half, start)
-			for _, p := range prefixes[:1000] {
-				start = time.Now()
-				if err := sh.tables.Bans.Put(maps.Ban{Prefix: p, List: 2, Expires: bpf.Forever}); err != nil {
-					return err
-				}
-				took(single, start)
-			}
-			if memory, err = memoryOf(sh); err != nil {
-				return err
-			}
+		if err := t.file(b.sizes, list); err != nil {
+			return err
+		}
+		if err := t.changes(b.sizes, prefixes, other); err != nil {
+			return err
 		}
 	}
+	times := t.times
 	full := len(prefixes) >= 1_000_000
 	bounds := map[string]float64{}
 	if full {
-		bounds[put], bounds[file] = 0.2, 1.5
+		bounds[putAll], bounds[readAndPut] = 0.2, 1.5
 	}
-	for _, what := range []string{put, file, again, half, reopen} {
+	for _, what := range []string{putAll, readAndPut, syncSame, syncHalf, openFull} {
 		r := seconds(what, times[what], bounds[what])
 		r.Note = fmt.Sprintf("%d prefixes", len(prefixes))
 		b.report.Rows = append(b.report.Rows, r)
 	}
-	changes := times[single]
+	changes := times[oneChange]
 	slices.Sort(changes)
 	at := func(q float64) float64 { return changes[int(q*float64(len(changes)-1))] * 1e6 }
-	b.report.Rows = append(b.report.Rows, row{Part: "control", Case: "kernel tables", Subject: single, Unit: "us",
+	b.report.Rows = append(b.report.Rows, row{Part: "control", Case: "kernel tables", Subject: oneChange, Unit: "us",
 		Figure: figure{at(0.5), at(0.25), at(0.75)},
 		Note:   fmt.Sprintf("p99 %s us, p99.9 %s us", number(at(0.99)), number(at(0.999)))})
-	r := row{Part: "control", Case: "kernel tables", Subject: "memory", Unit: "MB", Note: "default sizes, by the kernel's account"}
-	mb := float64(memory) / 1e6
+	r := row{Part: "control", Case: "kernel tables", Subject: "memory", Unit: "MB", Note: "by the kernel's account"}
+	if b.sizes == bpf.DefaultSizes() {
+		r.Note = "default sizes, " + r.Note
+	}
+	mb := float64(t.memory) / 1e6
 	r.Figure = figure{mb, mb, mb}
 	b.report.Rows = append(b.report.Rows, r.atMost(150))
 	return nil
+}
+
+// file fills empty tables with what a file lists.
+func (t *tableTimes) file(sizes bpf.Sizes, list string) error {
+	sh, err := newShield(sizes)
+	if err != nil {
+		return err
+	}
+	defer sh.close()
+	start := time.Now()
+	read, err := readList(list)
+	if err != nil {
+		return err
+	}
+	if _, err := sh.tables.Bans.PutAll(entries(read)); err != nil {
+		return err
+	}
+	t.took(readAndPut, start)
+	return nil
+}
+
+// changes fills empty tables, opens them once more, and changes them: to what is there already, to others
+// of which half is there, and one by one.
+func (t *tableTimes) changes(sizes bpf.Sizes, prefixes, other []netip.Prefix) error {
+	sh, err := newShield(sizes)
+	if err != nil {
+		return err
+	}
+	defer sh.close()
+	start := time.Now()
+	if _, err := sh.tables.Bans.PutAll(entries(prefixes)); err != nil {
+		return err
+	}
+	t.took(putAll, start)
+	start = time.Now()
+	tables, err := maps.Open(sh.maps)
+	if err != nil {
+		return err
+	}
+	t.took(openFull, start)
+	if err := tables.Close(); err != nil {
+		return err
+	}
+	start = time.Now()
+	if _, err := sh.tables.Bans.Sync(entries(prefixes)); err != nil {
+		return err
+	}
+	t.took(syncSame, start)
+	start = time.Now()
+	if _, err := sh.tables.Bans.Sync(entries(other)); err != nil {
+		return err
+	}
+	t.took(syncHalf, start)
+	for _, p := range prefixes[:1000] {
+		start = time.Now()
+		if err := sh.tables.Bans.Put(maps.Ban{Prefix: p, List: 2, Expires: bpf.Forever}); err != nil {
+			return err
+		}
+		t.took(oneChange, start)
+	}
+	t.memory, err = memoryOf(sh)
+	return err
 }
 
 // memoryOf is what the kernel accounts a set's maps with.
@@ -173,9 +201,9 @@ func (b *bench) setRows(dir string, prefixes []netip.Prefix) error {
 		_ = os.Remove(root)
 	}()
 	var made, adopted []float64
-	for round := range min(b.meter.rounds, 5) {
+	for round := range max(2, min(b.meter.rounds, 5)) {
 		start := time.Now()
-		set, err := loader.Open(loader.Config{Root: root, Lock: filepath.Join(dir, "lock"), Sizes: bpf.DefaultSizes(), Features: bpf.DefaultFeatures()})
+		set, err := loader.Open(loader.Config{Root: root, Lock: filepath.Join(dir, "lock"), Sizes: b.sizes, Features: bpf.DefaultFeatures()})
 		if err != nil {
 			return err
 		}

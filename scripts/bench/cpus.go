@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -50,13 +51,12 @@ func (b *bench) cpus(ctx context.Context) error {
 		return nil
 	}
 	bans4, bans6 := b.lists(false).bans, b.lists(true).bans
-	sizes := bpf.DefaultSizes()
-	sh, err := newShield(sizes, bans4, bans6)
+	sh, err := newShield(b.sizes, bans4, bans6)
 	if err != nil {
 		return err
 	}
 	defer sh.close()
-	rivals, err := newRivals(bans4, bans6, sizes.Sources)
+	rivals, err := newRivals(bans4, bans6, b.sizes.Sources)
 	if err != nil {
 		return err
 	}
@@ -166,7 +166,7 @@ func (m meter) measurePairs(ctx context.Context, pairs []*pair) error {
 	}
 	for _, p := range pairs {
 		for cpu, probe := range p.probes {
-			if err := do(cpu, func() error { return probe.warmUp(m.slice) }); err != nil {
+			if err := do(cpu, func() error { return probe.warmUp(m.slice / time.Duration(m.tries)) }); err != nil {
 				return err
 			}
 		}

@@ -93,9 +93,9 @@ func (b *bench) daemonRows(ctx context.Context, dir, list string) error {
 	}
 	add("load a file, to enforced and durable", "s", loaded.Seconds(), 1.5, fmt.Sprintf("%d prefixes", prefixes))
 
-	told := func(name string, times latencies, bans int, limit float64) {
-		add(name+", p99", "ms", times.at(0.99), limit, fmt.Sprintf("p50 %s ms, p99.9 %s ms, %s bans/s",
-			number(times.at(0.5)), number(times.at(0.999)), number(times.rate*float64(bans))))
+	told := func(name string, times latencies, bans int, limit float64, with string) {
+		add(name+", p99", "ms", times.at(0.99), limit, fmt.Sprintf("p50 %s ms, p99.9 %s ms, %s bans/s%s",
+			number(times.at(0.5)), number(times.at(0.999)), number(times.rate*float64(bans)), with))
 	}
 	for _, t := range []struct {
 		name           string
@@ -103,17 +103,18 @@ func (b *bench) daemonRows(ctx context.Context, dir, list string) error {
 		limit          float64
 	}{
 		{"one ban after the other", 1, b.singles(), 5},
-		{"16 callers at once", 16, b.singles(), 0},
-		{"200 callers at once", 200, 4 * b.singles(), 0},
+		{"16 callers", 16, b.singles(), 0},
+		{"200 callers", 200, 4 * b.singles(), 0},
 	} {
 		times, err := d.times(ctx, t.callers, t.calls, 1, d.ban)
 		if err != nil {
 			return err
 		}
-		told(t.name, times, 1, t.limit)
+		told(t.name, times, 1, t.limit, "")
 	}
-	told(fmt.Sprintf("200 callers at once, %d bans a call, no others", b.singles()/4), crowd, b.singles()/4, 0)
-	told(fmt.Sprintf("200 callers at once, %d lines a bulk, no others", b.singles()/4), bulks, b.singles()/4, 0)
+	const alone = ", no other bans"
+	told(fmt.Sprintf("200 callers, %d bans a call", b.singles()/4), crowd, b.singles()/4, 0, alone)
+	told(fmt.Sprintf("200 callers, %d lines a bulk", b.singles()/4), bulks, b.singles()/4, 0, alone)
 
 	memory := func(what string, limit float64) error {
 		m, err := d.resident()

@@ -30,9 +30,6 @@ type filter struct {
 // live is the fourth part: frames through a veth pair, sent and dropped on one CPU.
 func (b *bench) live(ctx context.Context) error {
 	for _, v6 := range []bool{false, true} {
-		if b.quick && v6 {
-			continue
-		}
 		if err := b.liveFamily(ctx, v6); err != nil {
 			return fmt.Errorf("%s: %w", familyName(v6), err)
 		}
@@ -42,8 +39,7 @@ func (b *bench) live(ctx context.Context) error {
 
 func (b *bench) liveFamily(ctx context.Context, v6 bool) error {
 	l := b.lists(v6)
-	sizes := bpf.DefaultSizes()
-	sh, err := newShield(sizes, l.bans)
+	sh, err := newShield(b.sizes, l.bans)
 	if err != nil {
 		return err
 	}
@@ -82,7 +78,7 @@ func (b *bench) liveFamily(ctx context.Context, v6 bool) error {
 		}
 		if f.need != "" {
 			if _, err := exec.LookPath(f.need); err != nil {
-				b.report.Notes = append(b.report.Notes, fmt.Sprintf("live: %s is not installed", f.need))
+				b.report.Notes = append(b.report.Notes, fmt.Sprintf("live: %s left out: %s is not installed", f.name, f.need))
 				continue
 			}
 		}
@@ -106,6 +102,9 @@ func (b *bench) liveFamily(ctx context.Context, v6 bool) error {
 			f.note = fmt.Sprintf("holds and is sent %d addresses", len(src.addrs))
 		case "nothing":
 			f.note = "up the stack, to no one"
+		}
+		if err != nil && f.need == "" {
+			return fmt.Errorf("%s: %w", f.name, err)
 		}
 		if err != nil {
 			b.report.Notes = append(b.report.Notes, fmt.Sprintf("live: %s left out: %s", f.name, err))

@@ -21,16 +21,15 @@ type probe struct {
 	samples []float64    // ns a packet
 }
 
-// tries is how many runs a sample is the best of: what disturbs a machine only ever takes time, and
-// mostly less than a run of it.
-const tries = 4
-
 // meter takes samples of many probes in turn (A B C A B C …), so that what disturbs the machine
 // disturbs them alike.
 type meter struct {
 	cpu    int
 	rounds int
 	slice  time.Duration // of a sample
+	// Runs that a sample is the best of: what disturbs a machine only ever takes time, and mostly less
+	// than a run of it.
+	tries int
 }
 
 // run fills the probes' samples.
@@ -43,13 +42,13 @@ func (m meter) run(probes []*probe) error {
 	runtime.GC()
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	for _, p := range probes {
-		if err := p.warmUp(m.slice); err != nil {
+		if err := p.warmUp(m.slice / time.Duration(m.tries)); err != nil {
 			return err
 		}
 	}
 	for range m.rounds {
 		for _, p := range probes {
-			ns, err := p.best()
+			ns, err := p.best(m.tries)
 			if err != nil {
 				return err
 			}
@@ -66,18 +65,19 @@ func (m meter) measure(probes []*probe) error {
 	return <-done
 }
 
-func (p *probe) warmUp(slice time.Duration) error {
+// warmUp fills tables, and finds how many packets take about that time.
+func (p *probe) warmUp(run time.Duration) error {
 	ns, err := p.sample(max(p.warm, 2000))
 	if err != nil {
 		return err
 	}
-	p.repeat = max(int(float64(slice)/tries/ns), 1000)
+	p.repeat = max(int(float64(run)/ns), 1000)
 	_, err = p.sample(p.repeat)
 	return err
 }
 
 // best is the shortest of some samples.
-func (p *probe) best() (ns float64, err error) {
+func (p *probe) best(tries int) (ns float64, err error) {
 	for i := range tries {
 		again, err := p.sample(p.repeat)
 		if err != nil {

@@ -57,13 +57,12 @@ func (b *bench) programs(context.Context) error {
 	b.log("making lists")
 	bans4, bans6 := b.lists(false).bans, b.lists(true).bans
 	b.log("filling tables")
-	sizes := bpf.DefaultSizes()
-	sh, err := newShield(sizes, bans4, bans6)
+	sh, err := newShield(b.sizes, bans4, bans6)
 	if err != nil {
 		return err
 	}
 	defer sh.close()
-	rivals, err := newRivals(bans4, bans6, sizes.Sources)
+	rivals, err := newRivals(bans4, bans6, b.sizes.Sources)
 	if err != nil {
 		return err
 	}
@@ -182,12 +181,9 @@ func (b *bench) probe(w *wrappers, target *ebpf.Program, v6 bool, src source) (*
 	switch src.draw {
 	case drawFixed:
 	case drawRandom:
-		p.warm = bpf.DefaultSizes().Sources * 3
+		p.warm = b.sizes.Sources * 3
 	case drawSequence, drawShuffle:
 		p.warm = len(src.addrs)
-	}
-	if b.quick {
-		p.warm = min(p.warm, 1<<17)
 	}
 	return p, nil
 }

@@ -87,23 +87,25 @@ func (r *report) missed() (rows []row) {
 
 func (r *report) print(w io.Writer) {
 	fmt.Fprintf(w, "%s\n%s\n", r.Machine, r.Setup)
+	style := table.StyleLight
+	style.Options.DrawBorder, style.Options.SeparateColumns = false, false
 	t := table.NewWriter()
 	t.SetOutputMirror(w)
-	t.SetStyle(table.StyleLight)
-	t.AppendHeader(table.Row{"part", "case", "family", "what", "median", "quartiles", "ratio", "bound", "", "note"})
+	t.SetStyle(style)
 	t.SetColumnConfigs([]table.ColumnConfig{
-		{Number: 1, AutoMerge: true}, {Number: 2, AutoMerge: true},
-		{Number: 5, Align: text.AlignRight}, {Number: 6, Align: text.AlignRight}, {Number: 7, Align: text.AlignRight},
-		{Number: 8, Align: text.AlignRight},
+		{Number: 3, Align: text.AlignRight}, {Number: 4, Align: text.AlignRight}, {Number: 5, Align: text.AlignRight},
+		{Number: 7, WidthMax: 40, WidthMaxEnforcer: text.WrapSoft},
 	})
+	t.AppendHeader(table.Row{"what", "family", "median", "quartiles", "ratio", "bound", "note"})
 	last := ""
-	for i, r := range r.Rows {
-		if group := r.Part + r.Case; i > 0 && group != last {
+	for _, r := range r.Rows {
+		if group := r.Part + ": " + r.Case; group != last {
 			t.AppendSeparator()
+			t.AppendRow(table.Row{group})
+			last = group
 		}
-		last = r.Part + r.Case
-		t.AppendRow(table.Row{r.Part, r.Case, r.Family, r.Subject, r.value(), r.spread(), r.ratioText(),
-			r.Bound.text(), r.Bound.verdict(), r.Note})
+		t.AppendRow(table.Row{"  " + r.Subject, r.Family, r.value(), r.spread(), r.ratioText(),
+			strings.TrimSpace(r.Bound.text() + " " + r.Bound.verdict()), r.Note})
 	}
 	t.Render()
 	for _, note := range r.Notes {

@@ -90,13 +90,12 @@ type stageCase struct {
 
 func (b *bench) stageCosts() error {
 	bans4, bans6 := b.lists(false).bans, b.lists(true).bans
-	sizes := bpf.DefaultSizes()
-	sh, err := newShield(sizes, bans4, bans6)
+	sh, err := newShield(b.sizes, bans4, bans6)
 	if err != nil {
 		return err
 	}
 	defer sh.close()
-	rivals, err := newRivals(bans4, bans6, sizes.Sources)
+	rivals, err := newRivals(bans4, bans6, b.sizes.Sources)
 	if err != nil {
 		return err
 	}
@@ -316,7 +315,7 @@ func (b *bench) banCounts(ctx context.Context) error {
 	var probes []*probe
 	sources := []source{clean, {name: randomSources, draw: drawRandom}}
 	for _, count := range counts {
-		sizes := bpf.DefaultSizes()
+		sizes := b.sizes
 		sizes.Ban4Entries = max(sizes.Ban4Entries, count)
 		bans := newBans(rand.New(rand.NewPCG(uint64(count), 0)), false, count)
 		sh, err := newShield(sizes, bans)
