@@ -21,6 +21,7 @@ const (
 	exitUsage       = 2
 	exitMissing     = 3 // something that the lab needs is not there
 	exitRefused     = 4 // to flood what is not the lab's own
+	exitNotHeld     = 5 // all was measured, and the client was not served as the shield promises
 	exitInterrupted = 130
 )
 
@@ -52,7 +53,7 @@ client of that server sees. Needs root; touches nothing outside of its own names
 		for _, s := range scenarios() {
 			fmt.Fprintf(stderr, "  %-9s  %s, %s/s\n", s.Name, s.What, short(float64(s.rate)))
 		}
-		fmt.Fprint(stderr, "\nExit codes: 0 done, 1 failed, 2 usage, 3 something is missing, 4 refused, 130 interrupted.\n")
+		fmt.Fprint(stderr, "\nExit codes: 0 the shield held, 1 failed, 2 usage, 3 something is missing, 4 refused, 5 the shield did not hold,\n130 interrupted.\n")
 	}
 	levee := flags.String("levee", "bin/levee", "the `binary` to run")
 	names := flags.String("scenario", "", "the `scenarios` to run, with commas between them (default all)")
@@ -84,7 +85,13 @@ client of that server sees. Needs root; touches nothing outside of its own names
 		fmt.Fprintln(stderr, "lab:", err)
 		return exitCode(ctx, err)
 	}
-	if *asJSON {
+	return report(res, *asJSON, stdout, stderr)
+}
+
+// report prints a whole result, and returns the exit code that it deserves.
+func report(res result, asJSON bool, stdout, stderr io.Writer) int {
+	var err error
+	if asJSON {
 		encoder := json.NewEncoder(stdout)
 		encoder.SetIndent("", "  ")
 		err = encoder.Encode(res)
@@ -92,7 +99,14 @@ client of that server sees. Needs root; touches nothing outside of its own names
 		_, err = fmt.Fprintf(stdout, "\n%s", res)
 	}
 	if err != nil {
+		fmt.Fprintln(stderr, "lab: write the result:", err)
 		return exitFailed
+	}
+	if !res.Held {
+		for _, w := range res.broken() {
+			fmt.Fprintf(stderr, "lab: %s %s: the shield did not hold: %s; in calm: %s\n", w.Scenario, w.Family, w.With, res.calm(w.Family).With)
+		}
+		return exitNotHeld
 	}
 	return exitDone
 }

@@ -138,8 +138,24 @@ func TestReport(t *testing.T) {
 			t.Errorf("%d columns: %s", n, line)
 		}
 	}
-	res.Rows[0].With.Client = client(0.98, 700*time.Microsecond)
-	if !strings.Contains(res.String(), "did not hold") {
-		t.Error("98 % is not said to be too little")
+	for _, asJSON := range []bool{false, true} {
+		res.Rows[0].With.Client = client(0.996, 700*time.Microsecond)
+		res.Held = res.held()
+		var stdout, stderr bytes.Buffer
+		if code := report(res, asJSON, &stdout, &stderr); code != exitDone || stderr.Len() > 0 {
+			t.Errorf("JSON %t: the shield held, and the exit code is %d: %s", asJSON, code, stderr.String())
+		}
+		res.Rows[0].With.Client = client(0.98, 700*time.Microsecond)
+		res.Held = res.held()
+		stdout.Reset()
+		if code := report(res, asJSON, &stdout, &stderr); code != exitNotHeld {
+			t.Errorf("JSON %t: 98 %% were answered, and the exit code is %d", asJSON, code)
+		}
+		if want := map[bool]string{false: "The shield did not hold", true: `"held": false`}[asJSON]; !strings.Contains(stdout.String(), want) {
+			t.Errorf("JSON %t: 98 %% is not said to be too little:\n%s", asJSON, stdout.String())
+		}
+		if want := "lab: heavy IPv4: the shield did not hold: answered  98 %"; !strings.Contains(stderr.String(), want) {
+			t.Errorf("JSON %t: says %q, want %q in it", asJSON, stderr.String(), want)
+		}
 	}
 }

@@ -146,9 +146,12 @@ func fine(with, calm clientReport) bool {
 	return with.success() >= wantSuccess && with.Median <= max(wantMedian*calm.Median, calm.Median+forgiven)
 }
 
-func (r result) held() bool {
-	return !slices.ContainsFunc(r.Rows, func(w row) bool { return !fine(w.With.Client, r.calm(w.Family).With.Client) })
+// broken are the floods in which the client was not.
+func (r result) broken() []row {
+	return slices.DeleteFunc(slices.Clone(r.Rows), func(w row) bool { return fine(w.With.Client, r.calm(w.Family).With.Client) })
 }
+
+func (r result) held() bool { return len(r.broken()) == 0 }
 
 func (r result) verdict() string {
 	success, factor, harmed := 1.0, 0.0, 0
