@@ -227,6 +227,9 @@ func (s *stream) least(late time.Duration) float64 {
 	return passed - (late.Seconds()+float64(last-begun)/1e9+lost)*s.rate/s.unit
 }
 
+// atOnce is of how much time a stream sends at once what is due.
+const atOnce = 50 * time.Millisecond
+
 // play sends all streams for a while, from two threads that each keep to a CPU.
 func play(tb testing.TB, r *rig.Rig, all []*stream, d time.Duration) {
 	tb.Helper()
@@ -255,12 +258,17 @@ func play(tb testing.TB, r *rig.Rig, all []*stream, d time.Duration) {
 			}
 			begin := time.Now()
 			sent := make([]int, len(mine))
-			for now := begin; now.Sub(begin) < d; now = time.Now() {
+			for time.Since(begin) < d {
 				for i, s := range mine {
+					elapsed := time.Since(begin)
+					if elapsed >= d {
+						break
+					}
 					n := 50_000 // as fast as it goes
 					if s.multiple != 0 {
-						due := time.Since(begin).Seconds() * s.multiple * s.rate / s.unit / float64(len(s.cpus))
-						n = int(due) - sent[i]
+						// What one owes others grows while it is sent: a slow machine would never be done.
+						per := s.multiple * s.rate / s.unit / float64(len(s.cpus))
+						n = min(int(elapsed.Seconds()*per)-sent[i], int(atOnce.Seconds()*per))
 					}
 					if n <= 0 || s.multiple >= 100 && n < 10*dear {
 						continue
