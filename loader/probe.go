@@ -132,9 +132,11 @@ func probeKernel(r *Report, h host) {
 		r.add(Warning, "kernel", "its release can't be read: "+err.Error(), "")
 		return
 	}
-	major, minor := kernelVersion(release)
-	if major < 5 || major == 5 && minor < 15 {
+	switch major, minor := kernelVersion(release); {
+	case major < 5 || major == 5 && minor < 15:
 		r.add(Fatal, "kernel", fmt.Sprintf("this is %s; Levee needs 5.15", release), "upgrade the kernel")
+	case major < 6 || major == 6 && minor < 1:
+		r.add(Warning, "kernel", fmt.Sprintf("this is %s; it should do, but Levee is tested from 6.1 on", release), "upgrade the kernel, or try it where it matters little")
 	}
 }
 

@@ -54,6 +54,8 @@ func TestProbe(t *testing.T) {
 		{"no net admin", caps(1 << capSysAdmin), Fatal, []string{"CAP_NET_ADMIN"}},
 		{"old kernel", release("5.10.0-28-amd64"), Fatal, []string{"5.10.0-28-amd64", "needs 5.15"}},
 		{"older kernel", release("4.19.0"), Fatal, []string{"needs 5.15"}},
+		{"untested kernel", release("5.15.0-91-generic"), Warning, []string{"5.15.0-91-generic", "tested from 6.1 on"}},
+		{"untested kernel of a new series", release("6.0.12"), Warning, []string{"tested from 6.1 on"}},
 		{"seccomp", program(unix.EPERM), Fatal, []string{"SystemCallFilter", "lockdown"}},
 		{"no bpf", program(unix.ENOSYS), Fatal, []string{"no bpf system call"}},
 		{"no xdp", program(errors.New("odd")), Fatal, []string{"no XDP program", "odd"}},

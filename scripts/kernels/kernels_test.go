@@ -184,6 +184,13 @@ func TestPage(t *testing.T) {
 				t.Errorf("%s: no count of %q", series, variant)
 			}
 		}
+		for _, other := range k {
+			for _, f := range other.Features {
+				if r.has(f.Name) == "not asked" {
+					t.Errorf("%s: whether it has %q is not kept", series, f.Name)
+				}
+			}
+		}
 		for _, f := range r.Features {
 			if f.Present && before(series, f.Since) {
 				t.Errorf("%s is said to have what came with %s: %s", series, f.Since, f.Name)

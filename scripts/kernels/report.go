@@ -107,8 +107,12 @@ func (k kept) page() string {
 	b.WriteString(`# Kernels
 
 Written by ` + "`make test-kernels UPDATE=1`" + `, which boots Debian's cloud kernels in qemu with two virtio-net
-interfaces, and runs the tests of the program, its tables and the loader inside. Levee needs Linux 5.15;
-what is missing on a kernel is said by ` + "`levee doctor`" + `, and Levee does without it.
+interfaces, and runs the tests of the program, its tables and the loader inside. What is missing on a kernel
+is said by ` + "`levee doctor`" + `, and Levee does without it.
+
+The kernels below are what Levee is tested on: take 6.1 or newer. From 5.15 on a kernel should do, for all
+that is marked as needed came earlier; but none before 6.1 was tried, and its verifier may refuse the program.
+Then the daemon says so, and nothing is attached. On anything older than 5.15 it does not start.
 
 ## Features
 
@@ -119,13 +123,13 @@ what is missing on a kernel is said by ` + "`levee doctor`" + `, and Levee does 
 	}
 	row(&b, head...)
 	row(&b, repeat("---", len(head))...)
-	for i, f := range results[0].Features {
+	for _, f := range results[len(results)-1].Features {
 		cells := []string{f.Name, f.Since, f.Use}
 		if f.Needed {
 			cells[2] += " (needed)"
 		}
 		for _, r := range results {
-			cells = append(cells, map[bool]string{true: "yes", false: "no"}[r.Features[i].Present])
+			cells = append(cells, r.has(f.Name))
 		}
 		row(&b, cells...)
 	}
@@ -159,6 +163,16 @@ what is missing on a kernel is said by ` + "`levee doctor`" + `, and Levee does 
 		row(&b, cells...)
 	}
 	return b.String()
+}
+
+// has is the word for a feature of a kernel.
+func (r *result) has(feature string) string {
+	for _, f := range r.Features {
+		if f.Name == feature {
+			return map[bool]string{true: "yes", false: "no"}[f.Present]
+		}
+	}
+	return "not asked"
 }
 
 // title is a kernel's column.

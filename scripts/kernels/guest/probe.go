@@ -44,6 +44,7 @@ func probe() (*plan.Probe, error) {
 		{plan.Feature{Name: "links for XDP", Use: "attachments that outlive the daemon, and upgrades without a gap", Since: "5.9", Needed: true}, attachXDP},
 		{plan.Feature{Name: "coarse clock", Use: "expiry at next to no cost", Since: "5.11", Needed: true},
 			func() error { return features.HaveProgramHelper(ebpf.XDP, asm.FnKtimeGetCoarseNs) }},
+		{plan.Feature{Name: "compare and exchange", Use: "limits that two CPUs charge at once", Since: "5.12", Needed: true}, exchange},
 		{plan.Feature{Name: "count of verified instructions", Use: "this page", Since: "5.16"}, verifiedInstructions},
 		{plan.Feature{Name: "packets of several buffers", Use: "native mode with jumbo frames", Since: "5.18"},
 			func() error { return features.HaveProgramHelper(ebpf.XDP, asm.FnXdpGetBuffLen) }},
@@ -140,6 +141,22 @@ func attachXDP() error {
 		done <- err
 	}()
 	return <-done
+}
+
+// exchange tries what limits are charged with, on the stack.
+func exchange() error {
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.XDP, License: "GPL", Instructions: asm.Instructions{
+		asm.Mov.Imm(asm.R0, 0),
+		asm.StoreMem(asm.R10, -8, asm.R0, asm.DWord),
+		asm.Mov.Imm(asm.R1, 1),
+		asm.CmpXchg.Mem(asm.R10, asm.R1, asm.DWord, -8),
+		asm.Mov.Imm(asm.R0, 2),
+		asm.Return(),
+	}})
+	if err != nil {
+		return err
+	}
+	return prog.Close()
 }
 
 // version4 tries a move that extends the sign. features.HaveV4ISA tries a long jump, which 6.1 takes.
