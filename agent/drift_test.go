@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/levee-xdp/levee/agent/config"
 	"github.com/levee-xdp/levee/agent/state"
@@ -228,18 +229,25 @@ func TestManyEnd(t *testing.T) {
 		}
 	}()
 	r := rand.New(rand.NewPCG(1, 2))
-	begun := e.clock.Now().Add(8 * time.Second) // until then all must be in place
-	out, err := e.BanBulk(state.Operator("test"), state.BulkRequest{Origin: "feed:x"}, func(yield func(state.BulkLine) bool) error {
-		for i := range n {
-			addr := netip.AddrFrom4([4]byte{100, 64 + byte(i>>16), byte(i >> 8), byte(i)})
-			if !yield(state.BulkLine{Number: i + 1, Item: state.BanItem{Prefix: addr.String(), Expires: begun.Add(time.Duration(r.Int64N(int64(4 * time.Second))))}}) {
-				break
+	// All must be in place before the first one ends; on a slow machine that takes longer.
+	var begun time.Time
+	for ahead := 4 * time.Second; ; ahead *= 3 {
+		begun = e.clock.Now().Add(ahead)
+		out, err := e.BanBulk(state.Operator("test"), state.BulkRequest{Origin: "feed:x"}, func(yield func(state.BulkLine) bool) error {
+			for i := range n {
+				addr := netip.AddrFrom4([4]byte{100, 64 + byte(i>>16), byte(i >> 8), byte(i)})
+				if !yield(state.BulkLine{Number: i + 1, Item: state.BanItem{Prefix: addr.String(), Expires: begun.Add(time.Duration(r.Int64N(int64(4 * time.Second))))}}) {
+					break
+				}
 			}
+			return nil
+		})
+		if err == nil && out.Added+out.Changed == n && e.clock.Now().Before(begun) {
+			break
 		}
-		return nil
-	})
-	if err != nil || out.Added != n {
-		t.Fatal(counted(out), err)
+		if ahead > 30*time.Second {
+			t.Fatal(counted(out), err)
+		}
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -254,16 +262,18 @@ func TestManyEnd(t *testing.T) {
 	for b := range e.state.Bans() {
 		ends[b.Prefix.Addr()] = b.Expires
 	}
-	const late = uint64(10 * time.Millisecond)
-	asked := 0
+	// The tables go by the kernel's coarse clock: late by a tick at most, 10 ms at 100 Hz. Only where the
+	// machine itself stands still is it later, so a ban is held to this clock, and the clock's lag is told.
+	asked, lag := 0, uint64(0)
 	for e.clock.Now().Before(begun.Add(4 * time.Second)) {
 		for addr, end := range ends {
-			before := e.clock.Monotonic()
+			exact, before := e.clock.Monotonic(), coarse(t)
 			_, banned := e.tables.Bans.Lookup(addr)
 			after := e.clock.Monotonic()
-			if banned && before > end+late || !banned && after < end {
+			if banned && before >= end || !banned && after < end {
 				t.Fatalf("%s banned %v, asked from %d to %d, ends at %d", addr, banned, before, after, end)
 			}
+			lag = max(lag, exact-min(exact, before))
 			if asked++; asked%1000 == 0 {
 				break
 			}
@@ -279,5 +289,15 @@ func TestManyEnd(t *testing.T) {
 			t.Fatalf("%d claims and %d bans were not swept", v4+v6, k4+k6)
 		}
 	}
-	t.Logf("asked %d times", asked)
+	t.Logf("asked %d times; the tables' clock was late by %v at most", asked, time.Duration(lag))
+}
+
+// coarse returns the time that the tables compare with what bans last until, as user space reads it.
+func coarse(t *testing.T) uint64 {
+	t.Helper()
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {
+		t.Fatal(err)
+	}
+	return uint64(ts.Nano())
 }
