@@ -83,21 +83,6 @@ static __always_inline bool plain_ipv6(const struct ethhdr *eth, const void *end
 	return plain_l4(ip + 1, end, length, ip->nexthdr, plain);
 }
 
-static __always_inline bool parse_plain(struct xdp_md *ctx, struct plain *plain)
-{
-	const void *end = (void *)(long)ctx->data_end;
-	const struct ethhdr *eth = (void *)(long)ctx->data;
-
-	plain->length = ctx->data_end - ctx->data;
-	if (cfg_frags)
-		plain->length = bpf_xdp_get_buff_len(ctx);
-	if ((void *)(eth + 1) > end)
-		return false;
-	if (eth->proto == cpu_to_be16(ETH_P_IP))
-		return plain_ipv4(eth, end, plain);
-	return eth->proto == cpu_to_be16(ETH_P_IPV6) && plain_ipv6(eth, end, plain);
-}
-
 /*
  * What becomes of a plain packet that no ban is near: its tab answers, or else its limit does.
  * REASON_MAX if only the long way knows.
@@ -147,32 +132,47 @@ static __always_inline enum reason plain_limit(const struct control *control,
 	return reason;
 }
 
-/* The action, or -1 if the long way must be taken. */
-static __always_inline int short_way(struct xdp_md *ctx, const struct control *control)
+/* The way of a packet of one family: two copies, in which what the other one needs is not there. */
+static __always_inline int plain_way(struct xdp_md *ctx, const struct control *control,
+				     struct plain *plain)
 {
-	struct plain plain;
-	struct pkt pkt = {};
+	struct pkt pkt = { .family = plain->family, .length = plain->length };
 	enum reason reason = REASON_CONTINUE;
 	__u64 found = 0;
 
-	if (stage_switch(control) != REASON_CONTINUE || !parse_plain(ctx, &plain))
-		return -1;
-	pkt.family = plain.family;
-	pkt.length = plain.length;
-	if (cfg_bans && !ban_far(control, plain.family, plain.hi, plain.lo))
-		found = ban_find(plain.hi, plain.lo, plain.family);
+	if (cfg_bans && !ban_far(control, plain->family, plain->hi, plain->lo))
+		found = ban_find(plain->hi, plain->lo, plain->family);
 	if (found) {
-		if (found & BAN_MONITOR || allowed(plain.hi, plain.lo, plain.family, 0))
+		if (found & BAN_MONITOR || allowed(plain->hi, plain->lo, plain->family, 0))
 			return -1;
 		pkt.list = found >> BAN_LIST_SHIFT & (MAX_LISTS - 1);
 		reason = REASON_BANNED;
 	} else {
-		if (cfg_sanity && cfg_martians && martian(plain.family, plain.hi, plain.lo))
+		if (cfg_sanity && cfg_martians && martian(plain->family, plain->hi, plain->lo))
 			return -1;
 		if (cfg_limits)
-			reason = plain_limit(control, &plain, &pkt);
+			reason = plain_limit(control, plain, &pkt);
 		if (reason == REASON_MAX)
 			return -1;
 	}
 	return verdict(ctx, control, &pkt, reason);
+}
+
+/* The action, or -1 if the long way must be taken. */
+static __always_inline int short_way(struct xdp_md *ctx, const struct control *control)
+{
+	const void *end = (void *)(long)ctx->data_end;
+	const struct ethhdr *eth = (void *)(long)ctx->data;
+	struct plain plain;
+
+	plain.length = ctx->data_end - ctx->data;
+	if (cfg_frags)
+		plain.length = bpf_xdp_get_buff_len(ctx);
+	if (stage_switch(control) != REASON_CONTINUE || (void *)(eth + 1) > end)
+		return -1;
+	if (eth->proto == cpu_to_be16(ETH_P_IP))
+		return plain_ipv4(eth, end, &plain) ? plain_way(ctx, control, &plain) : -1;
+	if (eth->proto == cpu_to_be16(ETH_P_IPV6))
+		return plain_ipv6(eth, end, &plain) ? plain_way(ctx, control, &plain) : -1;
+	return -1;
 }
