@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/levee-xdp/levee/bpf"
+	"github.com/levee-xdp/levee/maps/internal/pause"
 )
 
 // setup says how a test wants the program loaded.
@@ -22,6 +23,8 @@ type setup struct {
 
 	// Smaller tables than settings allow, so that they fill: buckets and cells, powers of two.
 	buckets4, buckets6, cells6 uint32
+
+	pause string // a function of the program to put a pause around
 }
 
 // onlyBans is a program with nothing but the ban list, and small tables.
@@ -84,6 +87,11 @@ func load(t testing.TB, s setup) *kernel {
 			if err := spec.Variables[o.variable].Set(o.entries - 1); err != nil {
 				t.Fatal(err)
 			}
+		}
+	}
+	if s.pause != "" {
+		if err := pause.Into(spec, bpf.LeveeProgLevee, s.pause); err != nil {
+			t.Fatal(err)
 		}
 	}
 	coll, err := ebpf.NewCollection(spec)
