@@ -11,6 +11,14 @@ static __always_inline void count(struct counter *counter, const struct pkt *pkt
 	counter->bytes += pkt->length;
 }
 
+/* The counter of this interface for a reason; `monitored`: of what would be dropped, and passed. */
+static __always_inline struct counter *counter_of(enum reason reason, __u32 family, bool monitored)
+{
+	__u32 row = cfg_interface_slot * REASON_MAX + reason;
+
+	return lookup(counters, (row * FAMILY_MAX + family) * 2 + monitored);
+}
+
 /* Copies what is there of the frame, at most EVENT_BYTES. */
 static __always_inline __u8 capture(struct xdp_md *ctx, __u8 *to)
 {
@@ -128,10 +136,7 @@ static __always_inline enum xdp_action verdict(struct xdp_md *ctx, const struct 
 	}
 	monitored &= reason >= REASON_FIRST_DROP;
 
-	count(lookup(counters,
-		     ((cfg_interface_slot * REASON_MAX + reason) * FAMILY_MAX + pkt->family) * 2 +
-			     monitored),
-	      pkt);
+	count(counter_of(reason, pkt->family, monitored), pkt);
 	if (reason < REASON_FIRST_DROP)
 		return XDP_PASS;
 
