@@ -156,6 +156,7 @@ func TestSpoofedFlood(t *testing.T) {
 				rest = max(rest, time.Since(lastRound))
 				lastRound = begin
 			}
+			onCPU(t, runtime.NumCPU()-1) // the list's cursor is a CPU's, and a run could move to another in its middle
 			round()
 			first := r.Sources()
 			if len(first) < clients*99/100 {
@@ -167,8 +168,6 @@ func TestSpoofedFlood(t *testing.T) {
 			}
 			memory, stats := resident(t), r.Stats()
 
-			// The list's cursor is a CPU's, and a run can move to another in its middle.
-			onCPU(t, runtime.NumCPU()-1)
 			var sent atomic.Int64
 			var flooding time.Duration
 			done := make(chan error, 1)
