@@ -88,6 +88,41 @@ func TestLargeAnswers(t *testing.T) {
 	second()
 }
 
+// Two actors that hold on to their places leave some to others, of whatever kind; and each has one, whatever
+// the others hold.
+func TestPlacesAreShared(t *testing.T) {
+	for _, tt := range []struct{ all, each int }{{4, 2}, {8, 2}, {128, 32}, {2, 1}, {2, 2}, {3, 3}} {
+		p := newPlaces(tt.all, tt.each)
+		p.wait = 10 * time.Millisecond
+		var free []func()
+		hold := func(actor string) (n int) {
+			for {
+				f, ok := p.take(t.Context(), actor)
+				if !ok {
+					return n
+				}
+				n, free = n+1, append(free, f)
+			}
+		}
+		a, b := hold("a"), hold("b")
+		if most := min(tt.each, max(1, tt.all/2)); a != most || b < 1 || b > a {
+			t.Errorf("%d places, %d each: a took %d, not %d, and b %d", tt.all, tt.each, a, most, b)
+		}
+		if c := hold("c"); tt.all > 2 && c < 1 {
+			t.Errorf("%d places, %d each: a took %d and b %d, and c found none", tt.all, tt.each, a, b)
+		}
+		for _, f := range free {
+			f()
+		}
+		if len(p.all) != 0 || len(p.more) != 0 || len(p.by) != 0 {
+			t.Errorf("%d places, %d each: %d are still taken, %d beyond the first, of %d actors", tt.all, tt.each, len(p.all), len(p.more), len(p.by))
+		}
+		if again := hold("b"); again != a {
+			t.Errorf("%d places, %d each: b finds %d when all are free, a found %d", tt.all, tt.each, again, a)
+		}
+	}
+}
+
 // Of other hosts' small bodies one actor's take a share of the places, however slowly they come; on the
 // Unix socket all may be root's.
 func TestSmallBodies(t *testing.T) {

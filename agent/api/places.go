@@ -9,12 +9,13 @@ import (
 // placeWait is how long a request waits for a place before it is told to come again.
 const placeWait = 5 * time.Second
 
-// places bounds how many requests of a kind are under way: in all, and of one actor, so that nobody
-// takes all of them.
+// places bounds how many requests of a kind are under way: in all, and of one actor. What actors have
+// beyond a place each is less than half of all, too, so that a few can't take all of them.
 type places struct {
 	wait time.Duration
 	all  chan struct{}
-	each int // 0: no bound
+	each int           // of one actor; 0: no bound
+	more chan struct{} // those beyond an actor's first
 
 	mu sync.Mutex
 	by map[string]*own // of those that have a place, or wait for one
@@ -22,12 +23,12 @@ type places struct {
 
 // own is the places of one actor.
 type own struct {
-	taken chan struct{}
-	uses  int
+	taken, first chan struct{}
+	uses         int
 }
 
 func newPlaces(all, each int) *places {
-	return &places{wait: placeWait, all: make(chan struct{}, all), each: each, by: map[string]*own{}}
+	return &places{wait: placeWait, all: make(chan struct{}, all), each: each, more: make(chan struct{}, max(0, all/2-1)), by: map[string]*own{}}
 }
 
 // take waits for a place; it returns how to give the place back, or false. Nil has places for everybody.
@@ -48,6 +49,12 @@ func (p *places) take(ctx context.Context, actor string) (free func(), ok bool) 
 			return nil, false
 		}
 		leave = func() { <-o.taken; p.leave(actor, o) }
+		share, ok := p.share(ctx, o)
+		if !ok {
+			leave()
+			return nil, false
+		}
+		leave = func() { <-share; <-o.taken; p.leave(actor, o) }
 	}
 	select {
 	case p.all <- struct{}{}:
@@ -58,12 +65,29 @@ func (p *places) take(ctx context.Context, actor string) (free func(), ok bool) 
 	}
 }
 
+// share waits until the place is an actor's first, or one of those that there are beyond; it returns which.
+func (p *places) share(ctx context.Context, o *own) (chan struct{}, bool) {
+	select {
+	case o.first <- struct{}{}:
+		return o.first, true
+	default:
+	}
+	select {
+	case o.first <- struct{}{}:
+		return o.first, true
+	case p.more <- struct{}{}:
+		return p.more, true
+	case <-ctx.Done():
+		return nil, false
+	}
+}
+
 func (p *places) enter(actor string) *own {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	o := p.by[actor]
 	if o == nil {
-		o = &own{taken: make(chan struct{}, p.each)}
+		o = &own{taken: make(chan struct{}, p.each), first: make(chan struct{}, 1)}
 		p.by[actor] = o
 	}
 	o.uses++

@@ -84,10 +84,11 @@ func TestHeavyReads(t *testing.T) {
 	if w := send(t.Context(), outside, "a", "/v1/stats"); w.Code != 200 {
 		t.Errorf("a light one: %d %s", w.Code, w.Body)
 	}
-	for _, token := range []string{"b", "c", "d"} {
-		begin(t.Context(), outside, token, long)
+	for _, token := range []string{"b", "c", "b", "c", "d"} {
 		begin(t.Context(), outside, token, long)
 	}
+	refused(outside, "d", long) // a, b and c have a second one: that is all beyond one each
+	begin(t.Context(), outside, "f", long)
 	begin(t.Context(), outside, "b", "/v1/sources")
 	refused(outside, "e", long)
 	refused(outside, "e", "/v1/status?sample=1s")
