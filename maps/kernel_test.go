@@ -217,11 +217,11 @@ func long() int {
 	return 1
 }
 
-// some is how many of n random steps a test takes: all, or with -test.short an eighth, as suits machines
+// some is how many of n random steps a test takes: all, or with -test.short a few, as suits machines
 // without hardware's help.
 func some(n int) int {
 	if testing.Short() {
-		return n / 8
+		return max(1, n/16)
 	}
 	return n
 }

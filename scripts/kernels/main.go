@@ -46,8 +46,8 @@ func run(ctx context.Context) error {
 	flag.StringVar(&o.accel, "accel", "tcg,thread=multi", "qemu's -accel")
 	// qemu 7.2 loses the flags of cmpxchg16b where an interrupt follows it, and kernels use it to allocate.
 	flag.StringVar(&o.cpu, "cpu", "max,-cx16", "qemu's -cpu")
-	flag.IntVar(&o.jobs, "jobs", 2, "machines at a time; each has two CPUs, of which a verifier keeps one busy")
-	flag.DurationVar(&o.limit, "limit", 20*time.Minute, "how long each machine may take")
+	flag.IntVar(&o.jobs, "jobs", 1, "machines at a time; each has two CPUs, of which a verifier keeps one busy")
+	flag.DurationVar(&o.limit, "limit", time.Hour, "how long each machine may take; a busy host takes long")
 	flag.BoolVar(&o.refresh, "refresh", false, "read Debian's lists again, for newer versions")
 	flag.BoolVar(&o.update, "update", false, "keep what is found in results.json, and write docs/kernels.md from it")
 	flag.BoolVar(&o.probe, "probe", false, "run no tests: ask for features and the verifier's counts alone; with -update the tests' results of the same release stay")

@@ -24,9 +24,6 @@ var packages = []string{"bpf", "maps", "loader"}
 // probeStep is the name of the step that asks what the kernel can do.
 const probeStep = "probe"
 
-// stepLimit is the longest that one package's tests may take in a machine without hardware's help.
-const stepLimit = 15 * time.Minute
-
 // work is what the machines are made of.
 type work struct {
 	dir  string            // for temporary files
@@ -73,11 +70,11 @@ func static(ctx context.Context, verb string, args ...string) error {
 func steps(bin func(name string) string, tree string, o options, env ...string) []plan.Step {
 	list := []plan.Step{{Name: probeStep, Command: []string{bin("guest"), "probe"}, Dir: tree, Limit: 5 * time.Minute}}
 	for _, p := range o.tested() {
-		command := []string{bin(p), "-test.v=test2json", "-test.short", "-test.timeout=" + stepLimit.String()}
+		command := []string{bin(p), "-test.v=test2json", "-test.short", "-test.timeout=" + o.limit.String()}
 		if o.tests != "" {
 			command = append(command, "-test.run="+o.tests)
 		}
-		list = append(list, plan.Step{Name: p, Command: command, Dir: filepath.Join(tree, p), Env: env, Limit: stepLimit + time.Minute})
+		list = append(list, plan.Step{Name: p, Command: command, Dir: filepath.Join(tree, p), Env: env, Limit: o.limit + time.Minute})
 	}
 	return list
 }
