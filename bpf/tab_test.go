@@ -120,6 +120,7 @@ func TestTabShared(t *testing.T) {
 		l := rig.Limit{Flags: bpf.LimitCoarse}
 		l.Thresholds[bpf.ThresholdPackets], l.Credit[bpf.ThresholdPackets] = hourly(5), 2
 		r.Limit(0, l)
+		onCPU(t, 0) // a tab is a CPU's, and so is the list's cursor
 		both := []netip.Addr{w.group(), r.SharesTab(w.group())}
 		if _, err := wrap(t, r, wrapper.Config{List: []netip.Addr{both[0], both[0], both[0], both[1], both[1]}}).Run(tcp(w).Bytes(), 5*packets); err != nil {
 			t.Fatal(err)
