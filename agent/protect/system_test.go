@@ -186,6 +186,10 @@ func TestSSH(t *testing.T) {
 		if out, err := exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key).CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}
+		// sshd reads it as whoever logs in, whatever the umask.
+		if err := os.Chmod(key+".pub", 0o644); err != nil { //nolint:gosec // it is the public one
+			t.Fatal(err)
+		}
 		start := exec.Command(sshd, "-D", "-e", "-f", "/dev/null", "-h", key, "-o", "ListenAddress=192.0.2.1:2222",
 			"-o", "AuthorizedKeysFile="+key+".pub", "-o", "StrictModes=no", "-o", "UsePAM=yes", "-o", "PidFile=none", "-o", "PermitRootLogin=yes")
 		var said strings.Builder
