@@ -162,10 +162,15 @@ func auditOf(r *state.BanResult) state.AuditBans {
 	return b
 }
 
+// namedRefusals is how many refused prefixes a record names; others are counted. Who may not ban what he
+// asks for could fill the log with them.
+const namedRefusals = 20
+
 // groups gathers the prefixes of which the same is to be said.
 type groups struct {
-	list []state.AuditBans
-	at   map[groupKey]int
+	list    []state.AuditBans
+	at      map[groupKey]int
+	refused int
 }
 
 type groupKey struct {
@@ -175,23 +180,42 @@ type groupKey struct {
 }
 
 func (g *groups) add(prefix string, b state.AuditBans) {
-	if b.Status == state.StatusRefused {
-		b.Reason, b.Expires = "", "" // each might have its own, and who may not ban fill the log with them
-	}
-	if n := len(g.list); n > 0 && g.list[n-1].Same(&b) { // as most are
-		g.list[n-1].Prefixes = append(g.list[n-1].Prefixes, prefix)
+	if b.Status != state.StatusRefused {
+		to := g.of(&b)
+		to.Prefixes = append(to.Prefixes, prefix)
 		return
 	}
-	k := groupKey{b.Status, b.Origin, b.Reason, b.Expires, string(b.Code), b.Error}
+	b.Reason, b.Expires = "", "" // each might have its own
+	if g.refused++; g.refused <= namedRefusals {
+		to := g.of(&b)
+		to.Prefixes = append(to.Prefixes, prefix)
+		return
+	}
+	if _, told := g.at[keyOf(&b)]; !told {
+		b.Origin, b.Error = "", "" // likewise
+	}
+	g.of(&b).Others++
+}
+
+// of finds the group in which the same is said, or makes it.
+func (g *groups) of(b *state.AuditBans) *state.AuditBans {
+	if n := len(g.list); n > 0 && g.list[n-1].Same(b) { // as most are
+		return &g.list[n-1]
+	}
+	k := keyOf(b)
 	i, ok := g.at[k]
 	if !ok {
 		if g.at == nil {
 			g.at = map[groupKey]int{}
 		}
 		i = len(g.list)
-		g.list, g.at[k] = append(g.list, b), i
+		g.list, g.at[k] = append(g.list, *b), i
 	}
-	g.list[i].Prefixes = append(g.list[i].Prefixes, prefix)
+	return &g.list[i]
+}
+
+func keyOf(b *state.AuditBans) groupKey {
+	return groupKey{b.Status, b.Origin, b.Reason, b.Expires, string(b.Code), b.Error}
 }
 
 // Allow makes allow entries.

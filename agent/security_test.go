@@ -756,8 +756,8 @@ func TestSecurityAuditFull(t *testing.T) {
 	}
 }
 
-// Whoever is refused many bans writes little more than their prefixes into the audit log, whatever he gives
-// as reasons.
+// Whoever is refused many bans writes little into the audit log, whatever he gives as prefixes and reasons:
+// how many there were, and the first of them.
 func TestSecurityRefusedBatch(t *testing.T) {
 	s := newSecure(t, "", "")
 	token := s.token("gateway", state.TokenRequest{Scopes: []state.Scope{state.ScopeBan}})
@@ -775,13 +775,39 @@ func TestSecurityRefusedBatch(t *testing.T) {
 	for _, e := range s.audited() {
 		for _, b := range e.Levee.Bans {
 			told++
-			if reasons += b.Reason; b.Status == state.StatusRefused && len(b.Prefixes) != many {
-				t.Errorf("%d of %d refused prefixes: %+v", len(b.Prefixes), many, b)
+			if reasons += b.Reason; b.Status == state.StatusRefused && (len(b.Prefixes) != namedRefusals || b.Prefixes[0] != "127.0.0.0" || b.Others != many-namedRefusals) {
+				t.Errorf("%d of %d refused prefixes are named, %d not: %+v", len(b.Prefixes), many, b.Others, b)
 			}
 		}
 	}
 	if told != 3 || reasons != "it is done" {
 		t.Errorf("%d groups of prefixes, with the reasons %.300q", told, reasons)
+	}
+
+	// Of which each speaks for somebody else.
+	items = items[:0]
+	for i := range many {
+		items = append(items, fmt.Sprintf(`{"prefix":"203.0.113.%d","origin":"feed:%s%d"}`, i, strings.Repeat("y", 20), i))
+	}
+	answer, text = s.send("POST", "/v1/bans/bulk", token, strings.Join(items, "\n"), "Content-Type", "application/x-ndjson")
+	s.expect("a bulk of others' origins", answer, text, 207, `"refused":200`)
+	refused := 0
+	for _, e := range s.audited() {
+		if e.Levee.Target != "bulk" || e.Levee.Bans[0].Code != state.CodeForbidden {
+			continue
+		}
+		for _, b := range e.Levee.Bans {
+			refused += len(b.Prefixes) + b.Others
+		}
+		if n := len(e.Levee.Bans); n != namedRefusals+1 {
+			t.Errorf("%d groups of prefixes", n)
+		}
+		if !strings.Contains(e.Message, "200 prefixes") {
+			t.Errorf("it says %q", e.Message)
+		}
+	}
+	if refused != many {
+		t.Errorf("%d of %d refused lines are on record", refused, many)
 	}
 }
 

@@ -533,6 +533,11 @@ func TestParts(t *testing.T) {
 			t.Errorf("a line of %d bytes", len(line))
 		}
 	}
+	// Those that are not named are counted, once.
+	f.Write(&state.AuditEvent{Action: "ban", By: root, Bans: []state.AuditBans{{Status: state.StatusRefused, Code: state.CodeForbidden, Others: 7}, bans}})
+	if l = f.lines()[11:]; len(l) != 10 || strings.Count(strings.Join(l, ""), `"prefixes":[],"others":7}`) != 1 || !strings.Contains(l[0], "ban of 10007 prefixes") {
+		t.Errorf("%d lines: %.1000s", len(l), l[0])
+	}
 	f.verify()
 }
 

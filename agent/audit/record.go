@@ -179,8 +179,8 @@ func split(bans []state.AuditBans) (parts [][]state.AuditBans) {
 	room := 0
 	for _, b := range bans {
 		b.Reason, b.Error, b.Origin = clean(b.Reason), clean(b.Error), state.Origin(clean(string(b.Origin)))
-		rest := b.Prefixes
-		for len(rest) > 0 {
+		rest, others := b.Prefixes, b.Others
+		for len(rest) > 0 || others > 0 {
 			if room == 0 {
 				parts, room = append(parts, nil), partPrefixes
 			}
@@ -189,6 +189,7 @@ func split(bans []state.AuditBans) (parts [][]state.AuditBans) {
 			for i := range n {
 				b.Prefixes[i] = clean(rest[i])
 			}
+			b.Others, others = others, 0
 			last := len(parts) - 1
 			parts[last] = append(parts[last], b)
 			rest, room = rest[n:], room-n
@@ -223,10 +224,10 @@ func kindOf(e *state.AuditEvent) (category, kind []string) {
 func tally(bans []state.AuditBans) (done, refused int, first *state.AuditBans) {
 	for i := range bans {
 		if bans[i].Status != state.StatusRefused {
-			done += len(bans[i].Prefixes)
+			done += len(bans[i].Prefixes) + bans[i].Others
 			continue
 		}
-		if refused += len(bans[i].Prefixes); first == nil {
+		if refused += len(bans[i].Prefixes) + bans[i].Others; first == nil {
 			first = &bans[i]
 		}
 	}

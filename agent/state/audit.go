@@ -26,6 +26,7 @@ type AuditBans struct {
 	Code     Code     `json:"code,omitempty"`
 	Error    string   `json:"error,omitempty"`
 	Prefixes []string `json:"prefixes"`
+	Others   int      `json:"others,omitempty"` // how many more of which the same is to be said, and that are not named
 }
 
 // Same tells whether two say the same of their prefixes.
