@@ -164,7 +164,7 @@ func (e *engine) open(ctx context.Context, kernel Kernel, c *config.Config) (err
 			e.log.Warn("about this host", "finding", f.String())
 		}
 	}
-	if err := os.MkdirAll(filepath.Dir(c.Lock), 0o755); err != nil { //nolint:gosec // others may look, not write
+	if err := os.MkdirAll(filepath.Dir(c.Lock), 0o755); err != nil { // others may look, not write
 		return fmt.Errorf("the lock's directory: %w", err)
 	}
 	// Both take a while where there are many bans, and neither needs the other. But the state is not
@@ -234,7 +234,7 @@ func (e *engine) open(ctx context.Context, kernel Kernel, c *config.Config) (err
 
 func (e *engine) metricsServer(c *config.Config) (*metrics.Server, error) {
 	if c.Metrics.Listen == "" {
-		return nil, nil //nolint:nilnil // no server is wanted
+		return nil, nil // no server is wanted
 	}
 	registry, err := metrics.NewRegistry(metrics.NewCollector(e.version, e.tables.Counters, e, e.log), e.record)
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 func (e *engine) notifier(c *config.Config) (*webhook.Notifier, error) {
 	n := c.Notify
 	if n.URL == "" {
-		return nil, nil //nolint:nilnil // nobody is to be told
+		return nil, nil // nobody is to be told
 	}
 	secret, err := n.Secret()
 	if err != nil {

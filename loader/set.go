@@ -168,7 +168,7 @@ func (s *Set) Replaced() (map[string]*ebpf.Map, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.pending {
-		return nil, nil //nolint:nilnil // no set, no maps
+		return nil, nil // no set, no maps
 	}
 	if s.before != s.pins.set() {
 		return nil, &SchemaError{filepath.Base(s.before), s.pins.schema}

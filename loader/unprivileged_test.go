@@ -94,7 +94,7 @@ func TestUnprivileged(t *testing.T) {
 	for _, path := range []string{l.root, dir} {
 		must(t, os.Chown(path, nobody, nobody))
 	}
-	must(t, os.Chmod(filepath.Dir(dir), 0o755)) //nolint:gosec // the test's own folder, for another user to pass through
+	must(t, os.Chmod(filepath.Dir(dir), 0o755)) // the test's own folder, for another user to pass through
 	exe, err := os.Open("/proc/self/exe")
 	must(t, err)
 	defer exe.Close()

@@ -87,7 +87,7 @@ type Server struct {
 // decided before. On a loopback address, requests for other hosts' names are refused, so that no web
 // page can have a browser ask here. The log may be nil.
 func Listen(address string, h http.Handler, log *slog.Logger) (*Server, error) {
-	l, err := net.Listen("tcp", address) //nolint:noctx // binding does not wait
+	l, err := net.Listen("tcp", address) // binding does not wait
 	if err != nil {
 		return nil, fmt.Errorf("metrics: %w", err)
 	}

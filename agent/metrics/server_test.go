@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -158,7 +159,8 @@ func TestIdleConnections(t *testing.T) {
 }
 
 func isTimeout(err error) bool {
-	e, ok := err.(net.Error) //nolint:errorlint // as it comes from Read
+	var e net.Error
+	ok := errors.As(err, &e)
 	return ok && e.Timeout()
 }
 

@@ -171,7 +171,7 @@ func TestSSH(t *testing.T) {
 		for _, a := range []string{"192.0.2.1", "192.0.2.8", "192.0.2.9", "192.0.2.10", "192.0.2.11"} {
 			ip(t, "addr add "+a+"/32 dev lo")
 		}
-		if err := os.MkdirAll("/run/sshd", 0o755); err != nil { //nolint:gosec // as sshd wants it
+		if err := os.MkdirAll("/run/sshd", 0o755); err != nil { // as sshd wants it
 			t.Fatal(err)
 		}
 		dir, err := os.MkdirTemp("/tmp", "levee-sshd")
@@ -179,7 +179,7 @@ func TestSSH(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer os.RemoveAll(dir)
-		if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // nobody reads its keys there
+		if err := os.Chmod(dir, 0o755); err != nil { // nobody reads its keys there
 			t.Fatal(err)
 		}
 		key := filepath.Join(dir, "key")
@@ -187,7 +187,7 @@ func TestSSH(t *testing.T) {
 			t.Fatalf("%v: %s", err, out)
 		}
 		// sshd reads it as whoever logs in, whatever the umask.
-		if err := os.Chmod(key+".pub", 0o644); err != nil { //nolint:gosec // it is the public one
+		if err := os.Chmod(key+".pub", 0o644); err != nil { // it is the public one
 			t.Fatal(err)
 		}
 		start := exec.Command(sshd, "-D", "-e", "-f", "/dev/null", "-h", key, "-o", "ListenAddress=192.0.2.1:2222",

@@ -157,7 +157,7 @@ func (r *Reconciler) agree(ctx context.Context) bool {
 // steps is a comparison in small steps.
 type steps struct {
 	r      *Reconciler
-	ctx    context.Context //nolint:containedctx // it lives as long as one call
+	ctx    context.Context // it lives as long as one call
 	worked time.Duration   // since the last rest
 }
 

@@ -72,7 +72,7 @@ func (h *harness) say(thing Thing, text string, lasts time.Duration) error {
 	h.clock.advance(1) // no two claims are made at once
 	var out []Outcome
 	var err error
-	switch thing.About { //nolint:exhaustive // the model has no others
+	switch thing.About {
 	case AboutBan:
 		p := Proposal{Prefix: netip.MustParsePrefix(thing.Name), Origin: thing.Origin, Reason: text, For: lasts, Remove: text == ""}
 		out, err = h.Propose([]Proposal{p})
@@ -93,13 +93,15 @@ func (h *harness) say(thing Thing, text string, lasts time.Duration) error {
 		n := uint64(0)
 		_, _ = fmt.Sscan(text[1:], &n)
 		_, _, err = h.SetLimit(thing.Name, LimitSpec{Services: []Service{{Protocol: 6, Port: uint16(thing.Name[3])}}, Packets: &Threshold{Rate: Rate{Count: n, Per: time.Second}}}, "root")
+	default:
+		panic("the model has no " + thing.About)
 	}
 	return err
 }
 
 // says is what a thing says.
 func (h *harness) says(thing Thing) string {
-	switch thing.About { //nolint:exhaustive // the model has no others
+	switch thing.About {
 	case AboutBan:
 		for c := range h.All(thing.Origin) {
 			if c.Prefix.String() == thing.Name {
@@ -116,6 +118,8 @@ func (h *harness) says(thing Thing) string {
 		if l, ok := h.Limit(thing.Name); ok {
 			return fmt.Sprintf("v%d", l.Packets.Rate.Count)
 		}
+	default:
+		panic("the model has no " + thing.About)
 	}
 	return ""
 }

@@ -74,7 +74,7 @@ func (f *tokenFlags) bounds(cmd *cobra.Command, name string) (*state.AskedBounds
 	case f.unbounded:
 		return (&state.Bounds{Force: f.force}).Asked(), nil
 	case !said && !f.force:
-		return nil, nil //nolint:nilnil // the daemon's defaults are meant
+		return nil, nil // the daemon's defaults are meant
 	}
 	longest, err := state.ParseDuration(f.longest)
 	if err != nil {

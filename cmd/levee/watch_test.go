@@ -59,7 +59,7 @@ func follow(t *testing.T) string {
 }
 
 func TestWatch(t *testing.T) {
-	time.Local = time.UTC //nolint:gosmopolitan // the times on the lines are local ones
+	time.Local = time.UTC // the times on the lines are local ones
 	socket := follow(t)
 	for _, c := range []struct {
 		name string

@@ -85,7 +85,7 @@ func (c *container) write(path, text string) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		c.Fatal(err)
 	}
-	if err := os.WriteFile(path, []byte(text), 0o644); err != nil { //nolint:gosec // the container's own
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil { // the container's own
 		c.Fatal(err)
 	}
 }
