@@ -65,7 +65,7 @@ func newLab(t *testing.T) *lab {
 		t.Skip("needs root")
 	}
 	if err := loader.Probe("").Err(); err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	name := fmt.Sprintf("levee-agent-%d", os.Getpid())
 	l := &lab{T: t, host: name + "-h", peer: name + "-p", dir: t.TempDir(), root: "/sys/fs/bpf/" + name, log: &buffer{}}

@@ -163,7 +163,10 @@ func examples(t *testing.T, page string) (out []string) {
 // The examples of the API's page are run, in order, against a real daemon.
 func TestAPI(t *testing.T) {
 	if _, err := exec.LookPath("curl"); err != nil {
-		t.Skip("curl is not installed")
+		if os.Getenv("LEVEE_SETUP") != "" {
+			t.Fatalf("scripts/setup has run, and curl is not installed: %v", err)
+		}
+		t.Skip("curl is not installed: scripts/setup does that")
 	}
 	h := newAPIHost(t)
 	n := 0
