@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"net/netip"
 	"slices"
 	"time"
@@ -77,9 +76,9 @@ func (a *app) ban(ctx context.Context, f banFlags, args []string) error {
 		return err
 	}
 	done, tried := 0, false
-	err = a.inBatches(prefixes, func(c *client.Client, part []netip.Prefix) (state.BanResponse, error) {
+	err = a.inParts(partsOf(like.Origin, prefixes), nil, func(c *client.Client, part part) (state.BanResponse, error) {
 		r := state.BanRequest{Force: f.force, Confirm: confirm}
-		for _, p := range part {
+		for _, p := range part.prefixes {
 			item := state.BanItem{Prefix: p.String(), Origin: like.Origin, Reason: f.reason, Monitor: f.monitor}
 			if like.For > 0 {
 				item.For = state.Duration(like.For).String()
@@ -96,95 +95,35 @@ func (a *app) ban(ctx context.Context, f banFlags, args []string) error {
 	return err
 }
 
-type unbanFlags struct {
-	origin          string
-	all, everything bool
+// part is what goes to the daemon in one request: prefixes, and who speaks.
+type part struct {
+	origin   state.Origin
+	prefixes []netip.Prefix
 }
 
-func (a *app) unbanCommand() *cobra.Command {
-	var f unbanFlags
-	cmd := &cobra.Command{
-		Use:   "unban PREFIX… | - | --everything",
-		Short: "Take bans back",
-		Long: `Take back an origin's word on prefixes. A prefix stays banned while another origin's word on it
-lives; --all takes back everyone's.
-
-The prefix is that of the ban: to let a single address of a banned network pass, use levee allow add.`,
-		Example: `  levee unban 203.0.113.7
-  levee unban 198.51.100.0/24 --all
-  levee unban --everything --origin feed:mine`,
-		Args: func(_ *cobra.Command, args []string) error {
-			if f.everything != (len(args) == 0) {
-				return errors.New("name the prefixes, or --everything, and not both")
-			}
-			return nil
-		},
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if cmd.Flags().Changed("origin") && f.all {
-				return usage("--origin and --all exclude each other")
-			}
-			if f.everything && !f.all && !cmd.Flags().Changed("origin") {
-				return usage("--everything needs --origin NAME, or --all for everyone's")
-			}
-			return a.unban(cmd.Context(), f, args)
-		},
+// partsOf deals prefixes out to requests of a bounded size.
+func partsOf(origin state.Origin, prefixes []netip.Prefix) (parts []part) {
+	for some := range slices.Chunk(prefixes, batch) {
+		parts = append(parts, part{origin, some})
 	}
-	cmd.Flags().StringVar(&f.origin, "origin", string(state.OriginOperator), "whose word to take back")
-	cmd.Flags().BoolVar(&f.all, "all", false, "every origin's")
-	cmd.Flags().BoolVar(&f.everything, "everything", false, "every prefix on which the origin has its word")
-	must(cmd.RegisterFlagCompletionFunc("origin", a.completeOrigins))
-	return cmd
+	return parts
 }
 
-func (a *app) unban(ctx context.Context, f unbanFlags, args []string) error {
-	origin, err := state.ParseOrigin(f.origin)
-	if err != nil && state.Origin(f.origin) != state.OriginKernel {
-		return inFlag("origin", err)
-	}
-	if err != nil {
-		origin = state.OriginKernel
-	}
-	if f.everything {
-		return a.inBatches(nil, func(c *client.Client, _ []netip.Prefix) (state.BanResponse, error) {
-			r := state.UnbanRequest{All: f.all}
-			if !f.all {
-				r.Origin = origin
-			}
-			return c.Unban(ctx, r)
-		})
-	}
-	prefixes, err := a.prefixes(args)
-	if err != nil || len(prefixes) == 0 {
-		return err
-	}
-	return a.inBatches(prefixes, func(c *client.Client, part []netip.Prefix) (state.BanResponse, error) {
-		r := state.UnbanRequest{All: f.all}
-		if !f.all {
-			r.Origin = origin
-		}
-		for _, p := range part {
-			r.Prefixes = append(r.Prefixes, p.String())
-		}
-		return c.Unban(ctx, r)
-	})
-}
-
-// inBatches sends prefixes in requests of a bounded size, and tells what came of each. Without any
-// it sends one request that names none.
-func (a *app) inBatches(prefixes []netip.Prefix, send func(*client.Client, []netip.Prefix) (state.BanResponse, error)) error {
+// inParts sends parts, and tells what came of each prefix, beside what has failed already. A part without
+// prefixes is about all that there are.
+func (a *app) inParts(parts []part, failed []*state.Error, send func(*client.Client, part) (state.BanResponse, error)) error {
 	c := a.patientClient(time.Minute)
 	defer c.Close()
+	total := 0
+	for _, part := range parts {
+		total += len(part.prefixes)
+	}
 	var (
 		whole   = state.BanResponse{Bans: []state.BanResult{}}
-		failed  []*state.Error
 		counts  = map[state.Status]int{}
 		onTrial []*state.Trial
-		brief   = len(prefixes) > maxLines || prefixes == nil
-		parts   = slices.Collect(slices.Chunk(prefixes, batch))
+		brief   = total > maxLines || total == 0
 	)
-	if prefixes == nil {
-		parts = [][]netip.Prefix{nil}
-	}
 	for _, part := range parts {
 		answer, err := send(c, part)
 		if err != nil {
@@ -192,7 +131,7 @@ func (a *app) inBatches(prefixes []netip.Prefix, send func(*client.Client, []net
 				return err
 			}
 			a.complain("%v", err)
-			a.complain("%s of %s were done before that", count(whole.Done), count(len(prefixes)))
+			a.complain("%s of %s were done before that", count(whole.Done), count(total))
 			return &codeError{code: exitPartly}
 		}
 		whole.Done += answer.Done
@@ -201,7 +140,7 @@ func (a *app) inBatches(prefixes []netip.Prefix, send func(*client.Client, []net
 		if answer.Trial != nil {
 			onTrial, whole.Trial = append(onTrial, answer.Trial), answer.Trial
 		}
-		if part == nil {
+		if part.prefixes == nil {
 			counts[state.StatusRemoved] = answer.Done // that is all that is told
 		}
 		for _, r := range answer.Bans {

@@ -244,25 +244,8 @@ func (a *app) importAnswer(got *imported, whole bool, answer state.BulkResponse,
 		told = append(told, e)
 	}
 	slices.SortStableFunc(told, func(x, y state.BulkError) int { return cmp.Compare(x.Line, y.Line) })
-	failed := make([]*state.Error, 0, len(told))
-	place := "line"
-	if got.format == lists.JSON || got.format == lists.NFTJSON {
-		place = "item"
-	}
-	for i, e := range told {
-		failed = append(failed, e.Error)
-		if i < maxLines {
-			prefix := e.Prefix
-			if prefix != "" {
-				prefix += " "
-			}
-			a.complain("%s, %s %d: %s%s", got.name, place, e.Line, prefix, refusal(e.Error))
-		}
-	}
 	done, bad := answer.Added+answer.Changed+answer.Unchanged, answer.Refused+got.bads
-	if bad > maxLines {
-		a.complain("and %s more", count(bad-maxLines))
-	}
+	failed := a.tellLines(got.name, got.format, told, bad)
 	if a.machine() {
 		err := a.printJSON(struct {
 			state.BulkResponse
@@ -276,6 +259,29 @@ func (a *app) importAnswer(got *imported, whole bool, answer state.BulkResponse,
 	}
 	a.importSummary(got, answer, done)
 	return ofBatch(done, failed)
+}
+
+// tellLines tells what is wrong with lines of a list, of which there are so many, and returns it.
+func (a *app) tellLines(name string, format lists.Format, told []state.BulkError, bad int) []*state.Error {
+	failed := make([]*state.Error, 0, len(told))
+	place := "line"
+	if format == lists.JSON || format == lists.NFTJSON {
+		place = "item"
+	}
+	for i, e := range told {
+		failed = append(failed, e.Error)
+		if i < maxLines {
+			prefix := e.Prefix
+			if prefix != "" {
+				prefix += " "
+			}
+			a.complain("%s, %s %d: %s%s", name, place, e.Line, prefix, refusal(e.Error))
+		}
+	}
+	if bad > maxLines {
+		a.complain("and %s more", count(bad-maxLines))
+	}
+	return failed
 }
 
 func (a *app) importSummary(got *imported, r state.BulkResponse, done int) {
