@@ -136,7 +136,7 @@ func (s *Set) attach(name string, mode Mode) error {
 		return foreign(dev)
 	}
 	// A link that is left of that name holds an interface in another namespace.
-	if _, err := s.pins.unlink(pinName(name)); err != nil {
+	if _, err := s.unlink(pinName(name)); err != nil {
 		return fmt.Errorf("attach %s: %w", name, err)
 	}
 	slot, fresh, err := table.claim(name, dev.index, s.maps[bpf.LeveeMapCounters])
@@ -349,7 +349,7 @@ func (s *Set) Detach(name string) error {
 	delete(s.why, name)
 	delete(s.retries, name)
 
-	unlinked, err := s.pins.unlink(pinName(name))
+	unlinked, err := s.unlink(pinName(name))
 	if err != nil {
 		return fmt.Errorf("detach %s: %w", name, err)
 	}
@@ -363,27 +363,43 @@ func (s *Set) Detach(name string) error {
 	return nil
 }
 
+// unlink is that of the pins, and lets go of the program. Where that fails, Watch tries it again: the
+// interface is detached.
+func (s *Set) unlink(pin string) (bool, error) {
+	program, found, err := s.pins.unlink(pin)
+	s.release(program)
+	return found, err
+}
+
+// release lets go of a program that no link runs any more, now or later.
+func (s *Set) release(program ebpf.ProgramID) {
+	if err := s.pins.unpinProgram(program); err != nil {
+		s.litters(err)
+	}
+}
+
 // unlink detaches a pinned link and removes its pin; another process that holds the link open does
-// not keep it attached.
-func (p pins) unlink(pin string) (bool, error) {
+// not keep it attached. It returns the program that the link ran, whose pins are left; 0 if there is no
+// such link, or one that is still attached.
+func (p pins) unlink(pin string) (program ebpf.ProgramID, found bool, err error) {
 	path := p.link(pin)
 	l, err := link.LoadPinnedLink(path, nil)
 	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+		return 0, false, nil
 	}
 	if err != nil {
-		return false, err
+		return 0, false, err
 	}
 	defer l.Close()
 	info, err := l.Info()
 	if err != nil {
-		return false, err
+		return 0, false, err
 	}
 	if err := l.Detach(); err != nil {
-		return false, err
+		return 0, false, err
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) { // a daemon may have seen it, too
-		return true, err
+		return info.Program, true, err
 	}
-	return true, p.unpinProgram(info.Program)
+	return info.Program, true, nil
 }

@@ -90,6 +90,38 @@ func TestDetach(t *testing.T) {
 	}
 }
 
+// An interface is detached though its program's pin can't be removed just then; that is tried again.
+func TestDetachLeavesAPin(t *testing.T) {
+	l := newLab(t)
+	l.veth("net0", 1500)
+	s := l.open()
+	a := l.attach(s, "net0", ModeAuto)
+	pin := programPin(s.pins.program(a.ProgramID))
+	must(t, unix.Mount(pin, pin, "", unix.MS_BIND, "")) // what is mounted on can't be removed
+	mounted := true
+	unmount := func() {
+		if mounted {
+			must(t, unix.Unmount(pin, 0))
+		}
+		mounted = false
+	}
+	t.Cleanup(unmount)
+
+	must(t, s.Detach("net0"))
+	if id, _ := l.program("net0"); id != 0 {
+		t.Errorf("program %d is still there", id)
+	}
+	if !exists(pin) {
+		t.Fatal("the pin is gone: this is no test of one that can't be removed")
+	}
+	unmount()
+	s.reconcile(time.Now())
+	l.programGone(a.ProgramID)
+	if exists(pin) {
+		t.Error("the pin is still there")
+	}
+}
+
 func TestNamesThatAreNoInterfaces(t *testing.T) {
 	l := newLab(t)
 	s := l.open()

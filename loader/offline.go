@@ -101,8 +101,8 @@ func DetachInterface(root, name string) error {
 	if err != nil {
 		return fmt.Errorf("detach %s: %w", name, err)
 	}
-	found, err := p.unlink(pinName(name))
-	if err != nil {
+	program, found, err := p.unlink(pinName(name))
+	if err := errors.Join(err, p.unpinProgram(program)); err != nil {
 		return fmt.Errorf("detach %s: %w", name, err)
 	}
 	if !found && !freed {
@@ -174,7 +174,7 @@ func Remove(root string) (done []string, err error) {
 		errs = append(errs, err)
 	}
 	for _, pin := range names {
-		if _, err := p.unlink(pin); err != nil {
+		if _, _, err := p.unlink(pin); err != nil {
 			errs = append(errs, fmt.Errorf("detach %s: %w", ifaceName(pin), err))
 			continue
 		}

@@ -76,9 +76,7 @@ func (s *Set) settle() (map[string]*pinned, *slots, error) {
 			if err := os.Remove(s.pins.link(pin)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return nil, nil, fmt.Errorf("remove a stale pin: %w", err)
 			}
-			if err := s.pins.unpinProgram(k.program); err != nil {
-				return nil, nil, err
-			}
+			s.release(k.program)
 			s.log.Warn("a shield has gone with its interface, or was detached by hand; it comes back with the interface", "interface", ifaceName(pin))
 			continue
 		case k.device == nil: // taken to another namespace, shield and all
@@ -136,7 +134,7 @@ func (s *Set) follow(moved []*pinned, table *slots) error {
 		}
 	}
 	for i, m := range moves {
-		if err := s.pins.moveLink(movingPin(i), pinName(m.new)); err != nil {
+		if err := s.moveLink(movingPin(i), pinName(m.new)); err != nil {
 			return fmt.Errorf("follow %s to the name %s: %w", m.old, m.new, err)
 		}
 		// The slot of an interface of that name that is gone makes way.
@@ -167,11 +165,11 @@ func (s *Set) follow(moved []*pinned, table *slots) error {
 
 // moveLink renames a pin. A link that is left under the new name has its interface in another
 // namespace, and is detached.
-func (p pins) moveLink(from, to string) error {
-	if _, err := p.unlink(to); err != nil {
+func (s *Set) moveLink(from, to string) error {
+	if _, err := s.unlink(to); err != nil {
 		return err
 	}
-	return os.Rename(p.link(from), p.link(to))
+	return os.Rename(s.pins.link(from), s.pins.link(to))
 }
 
 // note writes to the slots who is attached and how.

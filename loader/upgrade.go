@@ -57,13 +57,19 @@ func (s *Set) Upgrade() ([]Attachment, error) {
 	return changed, nil
 }
 
-// tidy removes what is no longer used. If that fails, Watch tries again: the shield is none the worse for
-// it.
+// tidy removes what is no longer used.
 func (s *Set) tidy() {
-	err := errors.Join(s.pins.prune(), s.pins.prunePrograms())
-	if s.litter = err != nil; s.litter {
-		s.log.Warn("what is no longer used could not all be removed; that is tried again", "error", err)
+	s.litter = false
+	if err := errors.Join(s.pins.prune(), s.pins.prunePrograms()); err != nil {
+		s.litters(err)
 	}
+}
+
+// litters notes that something could not be removed, which Watch then tries again: the shield is none the
+// worse for it.
+func (s *Set) litters(err error) {
+	s.litter = true
+	s.log.Warn("what is no longer used could not all be removed; that is tried again", "error", err)
 }
 
 // replace is the critical section: between its first and its last step the pinned set and the
