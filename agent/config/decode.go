@@ -6,72 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
-	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
-	"github.com/goccy/go-yaml/parser"
 	"github.com/goccy/go-yaml/token"
 
 	"github.com/levee-xdp/levee/agent/state"
 )
-
-// Problem is one thing that is wrong with a file, and where.
-type Problem struct {
-	File         string
-	Line, Column int // from 1; 0 if it is about the file as a whole
-	Path         string
-	Message      string
-	source       string // the line
-}
-
-// String shows the place, the problem and the line with a mark under it.
-func (p Problem) String() string {
-	var b strings.Builder
-	b.WriteString(p.File)
-	if p.Line > 0 {
-		fmt.Fprintf(&b, ":%d:%d", p.Line, p.Column)
-	}
-	b.WriteString(": ")
-	b.WriteString(p.Message)
-	if p.source == "" {
-		return b.String()
-	}
-	number := strconv.Itoa(p.Line)
-	// The mark is under the column whatever tabs and wide signs stand before it.
-	lead := []rune(p.source)
-	lead = lead[:min(max(p.Column-1, 0), len(lead))]
-	for i, r := range lead {
-		if r != '\t' {
-			lead[i] = ' '
-		}
-	}
-	fmt.Fprintf(&b, "\n  %s | %s\n  %s | %s^", number, p.source, strings.Repeat(" ", len(number)), string(lead))
-	return b.String()
-}
-
-// Error is everything that is wrong with a file. Nothing of it is in force.
-type Error struct {
-	Problems []Problem
-}
-
-// Error shows each problem.
-func (e *Error) Error() string {
-	var b strings.Builder
-	for i, p := range e.Problems {
-		if i > 0 {
-			b.WriteByte('\n')
-		}
-		b.WriteString(p.String())
-	}
-	return b.String()
-}
-
-// maxProblems bounds what is shown of a file that is no configuration at all.
-const maxProblems = 20
 
 // decoder walks a file's tree and the configuration's types together, so that it knows of each
 // value where it stands.
@@ -88,15 +32,6 @@ func newDecoder(file string, text []byte) *decoder {
 	return &decoder{file: file, text: text, source: strings.Split(string(text), "\n"), tokens: map[string]*token.Token{}}
 }
 
-func (d *decoder) err() error {
-	slices.SortStableFunc(d.problems, func(a, b Problem) int { return a.Line - b.Line })
-	if len(d.problems) > maxProblems {
-		more := len(d.problems) - maxProblems
-		d.problems = append(d.problems[:maxProblems], Problem{File: d.file, Message: fmt.Sprintf("and %d more", more)})
-	}
-	return &Error{d.problems}
-}
-
 func (d *decoder) lines() map[string]int {
 	out := make(map[string]int, len(d.tokens))
 	for path, t := range d.tokens {
@@ -105,69 +40,6 @@ func (d *decoder) lines() map[string]int {
 		}
 	}
 	return out
-}
-
-func lineOf(t *token.Token) int {
-	if t == nil || t.Position == nil {
-		return 0
-	}
-	return t.Position.Line
-}
-
-func (d *decoder) problem(t *token.Token, path, format string, args ...any) {
-	p := Problem{File: d.file, Path: path, Message: fmt.Sprintf(format, args...)}
-	if t != nil && t.Position != nil {
-		p.Line, p.Column = t.Position.Line, max(t.Position.Column, 1)
-		if p.Line >= 1 && p.Line <= len(d.source) {
-			p.source = strings.TrimRight(d.source[p.Line-1], "\r")
-			p.Column = valueColumn(t, p.source, p.Column)
-		}
-	}
-	d.problems = append(d.problems, p)
-}
-
-// valueColumn returns where a token's value begins: the scanner counts tabs before it to it.
-func valueColumn(t *token.Token, line string, column int) int {
-	if t.Type == token.InvalidType {
-		return column
-	}
-	runes := []rune(line)
-	for i := column - 1; i < len(runes); i++ {
-		if runes[i] != ' ' && runes[i] != '\t' {
-			return i + 1
-		}
-	}
-	return column
-}
-
-// tokenOf returns where a node begins. A mapping's own token is its first colon.
-func tokenOf(n ast.Node) *token.Token {
-	switch n := n.(type) {
-	case *ast.MappingNode:
-		if !n.IsFlowStyle && len(n.Values) > 0 {
-			return n.Values[0].Key.GetToken()
-		}
-	case *ast.MappingValueNode:
-		return n.Key.GetToken()
-	}
-	return n.GetToken()
-}
-
-// problemAt reports an error at the place of its field, or of the nearest that the file has around it.
-func (d *decoder) problemAt(err *state.Error) {
-	path := err.Field
-	for {
-		if t, ok := d.tokens[path]; ok {
-			d.problem(t, err.Field, "%s", err.Error())
-			return
-		}
-		i := strings.LastIndexAny(path, ".[")
-		if i < 0 {
-			d.problem(nil, err.Field, "%s", err.Error())
-			return
-		}
-		path = path[:i]
-	}
 }
 
 func (d *decoder) decode(c *Config) {
@@ -205,40 +77,6 @@ func (d *decoder) decode(c *Config) {
 		}
 		d.value(doc.Body, reflect.ValueOf(c).Elem(), "")
 	}
-}
-
-// parse makes a tree of a text. The parser panics on some texts that nobody would write.
-func parse(text []byte) (_ *ast.File, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("the parser gave up on it: %v", p)
-		}
-	}()
-	if depth(text) > maxDepth {
-		return nil, fmt.Errorf("brackets more than %d deep", maxDepth)
-	}
-	// Doubled keys are told by the decoder, with both places.
-	return parser.ParseBytes(text, 0, parser.AllowDuplicateMapKey())
-}
-
-// maxLine bounds a line, in bytes: the parser's time grows with its square.
-const maxLine = 8 << 10
-
-// maxDepth bounds what the parser recurses into.
-const maxDepth = 100
-
-func depth(text []byte) (deepest int) {
-	open := 0
-	for _, c := range text {
-		switch c {
-		case '[', '{':
-			open++
-			deepest = max(deepest, open)
-		case ']', '}':
-			open--
-		}
-	}
-	return deepest
 }
 
 // shorthands are the structs that may be written as a scalar, and the field which that is.
@@ -324,38 +162,6 @@ func in(path string) string {
 	return path + ": "
 }
 
-func isMapping(n ast.Node) bool {
-	return n.Type() == ast.MappingType || n.Type() == ast.MappingValueType
-}
-
-// scalar returns the text of a node that is one value.
-func scalar(n ast.Node) (string, bool) {
-	switch n := n.(type) {
-	case *ast.StringNode:
-		return n.Value, true
-	case *ast.LiteralNode:
-		return n.Value.Value, true
-	case *ast.IntegerNode, *ast.FloatNode, *ast.BoolNode, *ast.InfinityNode, *ast.NanNode:
-		return n.GetToken().Value, true
-	}
-	return "", false
-}
-
-// kind says in words what a node is.
-func kind(n ast.Node) string {
-	if text, ok := scalar(n); ok {
-		return strconv.Quote(clip(text))
-	}
-	switch n.Type() {
-	case ast.SequenceType:
-		return "a list"
-	case ast.MappingType, ast.MappingValueType:
-		return "a group of settings"
-	default:
-		return "a " + strings.ToLower(n.Type().String())
-	}
-}
-
 // pairs returns a mapping's keys and values.
 func (d *decoder) pairs(n ast.Node, path string, each func(key string, k, v ast.Node)) bool {
 	var values []*ast.MappingValueNode
@@ -387,15 +193,6 @@ func (d *decoder) pairs(n ast.Node, path string, each func(key string, k, v ast.
 		each(key, pair.Key, pair.Value)
 	}
 	return true
-}
-
-// clip bounds what is shown of a value.
-func clip(s string) string {
-	const most = 80
-	if len(s) <= most {
-		return s
-	}
-	return strings.ToValidUTF8(s[:most], "") + "…"
 }
 
 func join(path, key string) string {
@@ -436,48 +233,6 @@ func fieldsOf(t reflect.Type) map[string][]int {
 		}
 	}
 	return out
-}
-
-// suggest names the setting that was perhaps meant.
-func suggest(key string, fields map[string][]int) string {
-	best, least := "", min(len(key)/2, 2)+1
-	names := make([]string, 0, len(fields))
-	for name := range fields {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	for _, name := range names {
-		if n := distance(key, name); n < least {
-			best, least = name, n
-		}
-	}
-	if best != "" {
-		return fmt.Sprintf("; did you mean %q?", best)
-	}
-	return "; there are " + strings.Join(names, ", ")
-}
-
-// distance is how many letters must change to make one word of another.
-func distance(a, b string) int {
-	if len(a) > 64 || len(b) > 64 {
-		return len(a) + len(b)
-	}
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		diagonal := row[0]
-		row[0] = i
-		for j := 1; j <= len(b); j++ {
-			cost := 1
-			if a[i-1] == b[j-1] {
-				cost = 0
-			}
-			diagonal, row[j] = row[j], min(row[j]+1, row[j-1]+1, diagonal+cost)
-		}
-	}
-	return row[len(b)]
 }
 
 func (d *decoder) mapping(n ast.Node, v reflect.Value, path string) {
