@@ -1,0 +1,125 @@
+package maps
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/levee-xdp/levee/bpf"
+	"github.com/levee-xdp/levee/maps/internal/batch"
+)
+
+// TestHandOver lets two prefixes that have an address in common take turns in banning it, as fast as
+// that goes, while the program is asked about nothing else. Those that monitor and lie around the
+// address make the program look long, so that it is often in the middle when they change.
+func TestHandOver(t *testing.T) {
+	for _, c := range []struct {
+		addr      string
+		one, two  int
+		monitored bool
+		others    int // that fill the table, so that each search takes long, too
+	}{
+		{"198.51.100.77", 32, 16, false, 0},
+		{"198.51.100.77", 32, 20, true, 50},
+		{"198.51.100.77", 31, 16, true, 50},
+		{"198.51.100.77", 27, 18, true, 40},
+		{"2001:db8:1:2:3:4:5:6", 128, 32, false, 0},
+		{"2001:db8:1:2:3:4:5:6", 127, 29, true, 0},
+		{"2001:db8:1:2:3:4:5:6", 65, 47, true, 0},
+	} {
+		t.Run(fmt.Sprintf("%s of %d and %d, monitored %v, %d others", c.addr, c.one, c.two, c.monitored, c.others), func(t *testing.T) {
+			how := onlyBans()
+			if c.others > 0 {
+				how = tiny()
+			}
+			k := load(t, how)
+			addr := address(c.addr)
+			ban := func(bits int, monitor bool) Ban {
+				return Ban{Prefix: netip.PrefixFrom(addr, bits).Masked(), Monitor: monitor, Expires: bpf.Forever}
+			}
+			put := func(ban Ban) {
+				if err := k.Bans.Put(ban); err != nil {
+					t.Error(err)
+				}
+			}
+			// Not so many that it would look longer than four changes take: it gives up after as many.
+			for i := range 8 {
+				if bits := addr.BitLen() * (8 - i) / 8; c.monitored && bits != c.one && bits != c.two {
+					put(ban(bits, true))
+				}
+			}
+			one, two := ban(c.one, false), ban(c.two, false)
+			put(two)
+			put(one)
+			for r := seeded(t); ; {
+				if used, _ := k.Bans.Slots(); used >= c.others {
+					break
+				}
+				put(Ban{Prefix: netip.PrefixFrom(addr4(r.Uint32()|1<<31), 32), Expires: bpf.Forever})
+			}
+			k.Bans.Delete(two.Prefix)
+			hammer(t, k, addr, func() {
+				put(two)
+				k.Bans.Delete(one.Prefix)
+				put(one)
+				k.Bans.Delete(two.Prefix)
+			}, func(got batch.Answer) bool { return got == batch.Answer{Verdict: xdpDrop} })
+		})
+	}
+}
+
+// TestEndedStaysEnded lets a ban that has ended and one that monitors take turns on one prefix: between
+// the two there is none that enforces.
+func TestEndedStaysEnded(t *testing.T) {
+	for _, at := range []string{"198.51.100.77/32", "198.51.100.64/26", "198.0.0.0/9", "2001:db8::1/128", "2001:db8::/33", "::/0"} {
+		t.Run(at, func(t *testing.T) {
+			k := load(t, onlyBans())
+			p := prefix(at)
+			put := func(ban Ban) {
+				if err := k.Bans.Put(ban); err != nil {
+					t.Error(err)
+				}
+			}
+			put(Ban{Prefix: p, Monitor: true, Expires: bpf.Forever})
+			hammer(t, k, p.Addr(), func() {
+				put(Ban{Prefix: p, Expires: 1, List: 1})
+				put(Ban{Prefix: p, Monitor: true, Expires: bpf.Forever})
+			}, func(got batch.Answer) bool { return got.Verdict == xdpPass })
+		})
+	}
+}
+
+// hammer changes the table again and again while the program is asked about one address, and fails
+// where an answer is not right.
+func hammer(t *testing.T, k *kernel, addr netip.Addr, turn func(), right func(batch.Answer) bool) {
+	b := asker(t, k)
+	addrs := slices.Repeat([]netip.Addr{addr}, 4096)
+	var stop atomic.Bool
+	var wg sync.WaitGroup
+	asked := 0
+	wg.Go(func() {
+		defer stop.Store(true)
+		var answers []batch.Answer
+		for end := time.Now().Add(time.Duration(long()) * 250 * time.Millisecond); time.Now().Before(end); asked += len(addrs) {
+			var err error
+			if answers, err = b.Ask(answers[:0], addrs); err != nil {
+				t.Error(err)
+				return
+			}
+			if i := slices.IndexFunc(answers, func(got batch.Answer) bool { return !right(got) }); i >= 0 {
+				t.Errorf("after %d lookups the program says %+v", asked+i, answers[i])
+				return
+			}
+		}
+	})
+	turns := 0
+	for ; !stop.Load(); turns++ {
+		turn()
+	}
+	wg.Wait()
+	t.Logf("%d turns, %d lookups", turns, asked)
+}
