@@ -326,6 +326,53 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// What is refused has changed nothing: neither what is in force nor what is kept.
+func TestLimitsThatFail(t *testing.T) {
+	d := newDaemon(t, newFakeKernel(), "limits: {default: {packets: 20k/s}}\n")
+	ctx := t.Context()
+	spec := func(port uint16) state.LimitSpec {
+		return state.LimitSpec{Services: []state.Service{{Protocol: 6, Port: port}}, SYN: &state.Threshold{Rate: state.Rate{Count: 100, Per: time.Second}}}
+	}
+	if _, err := d.SetLimit(ctx, "web", spec(443)); err != nil {
+		t.Fatal(err)
+	}
+	limits := func() string {
+		list, err := d.Limits(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range list.Limits {
+			list.Limits[i].Exceeded = nil
+		}
+		return fmt.Sprintf("%+v in force %d", list.Limits, len(d.kernel.limits))
+	}
+	before := limits()
+	for name, try := range map[string]func() error{
+		"new":     func() error { _, err := d.SetLimit(ctx, "mail", spec(25)); return err },
+		"changed": func() error { _, err := d.SetLimit(ctx, "web", spec(444)); return err },
+		"removed": func() error { return d.RemoveLimit(ctx, "web") },
+	} {
+		d.kernel.noLimits.Store(true)
+		err := try()
+		d.kernel.noLimits.Store(false)
+		if err == nil {
+			t.Errorf("%s: not refused", name)
+		}
+		if got := limits(); got != before {
+			t.Errorf("%s, and refused by the kernel: %s\nbefore: %s", name, got, before)
+		}
+		if name == "removed" {
+			continue // its answer says nothing of what it did
+		}
+		d.kernel.noCounters.Store(true)
+		err = try()
+		d.kernel.noCounters.Store(false)
+		if got := limits(); err == nil || got != before {
+			t.Errorf("%s, and its counters can't be read: %v, but %s\nbefore: %s", name, err, got, before)
+		}
+	}
+}
+
 func TestInterfaces(t *testing.T) {
 	d := newDaemon(t, newFakeKernel(), "interfaces: [eth0]\n")
 	ctx := t.Context()

@@ -41,6 +41,8 @@ type fakeKernel struct {
 	lists       []kernel.ListCount
 	limitCounts []kernel.LimitCount
 	sources     []kernel.Source
+	noLimits    atomic.Bool // limits can't be written
+	noCounters  atomic.Bool // nor counters read
 	panic       atomic.Bool // no lock: an admin who asks for it is not to wait for the fake
 	switches    kernel.Switches
 	pinned      bool
@@ -342,6 +344,9 @@ type fakeLimits struct{ *fakeKernel }
 func (l fakeLimits) Sync(wanted map[uint8]kernel.Limit) (kernel.Changes, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.noLimits.Load() {
+		return kernel.Changes{}, syscall.ENOMEM
+	}
 	l.limits = maps.Clone(wanted)
 	return kernel.Changes{}, nil
 }
@@ -377,7 +382,12 @@ func (s fakeSources) Capacity() int     { return 1000 }
 
 type fakeCounters struct{ *fakeKernel }
 
-func (c fakeCounters) Read() ([]kernel.Count, error)             { return c.counts, nil }
+func (c fakeCounters) Read() ([]kernel.Count, error) {
+	if c.noCounters.Load() {
+		return nil, syscall.ENOMEM
+	}
+	return c.counts, nil
+}
 func (c fakeCounters) Lists() ([]kernel.ListCount, error)        { return c.lists, nil }
 func (c fakeCounters) Limits() ([]kernel.LimitCount, error)      { return c.limitCounts, nil }
 func (c fakeCounters) Stats() (s [bpf.StatMax]uint64, err error) { return s, nil }

@@ -11,7 +11,8 @@ import (
 	"github.com/levee-xdp/levee/maps"
 )
 
-// SetLimit makes or replaces a limit of the run time.
+// SetLimit makes or replaces a limit of the run time. What it has done so far is read first: once the limit
+// is in force, nothing may fail that the answer needs.
 func (e *engine) SetLimit(by state.Actor, name string, spec state.LimitSpec, confirm state.Duration) (state.LimitView, error) {
 	e.settings.Lock()
 	defer e.settings.Unlock()
@@ -19,63 +20,66 @@ func (e *engine) SetLimit(by state.Actor, name string, spec state.LimitSpec, con
 	if err != nil {
 		return state.LimitView{}, err
 	}
-	things := []state.Thing{{About: state.AboutLimit, Name: name}}
+	r, err := e.read(topSources)
+	if err != nil {
+		return state.LimitView{}, err
+	}
 	a := state.Attempt{By: by, About: state.AboutLimit, What: "set the limit " + name, For: confirm}
 	if changes {
-		a.Things = things
+		a.Things = limitThings(name)
 	}
-	began, err := e.onTrial(&a, nil, func() ([]state.Thing, error) {
-		if left, err := e.setLimit(by, name, spec); err != nil && !left {
-			return nil, err
-		} else {
-			return things, err
-		}
+	began, err := e.changeLimit(&a, name, func() error {
+		_, err := e.state.SetLimit(name, spec, by.String())
+		return err
 	})
 	if err != nil {
 		return state.LimitView{}, err
 	}
-	view, err := e.Limit(name)
+	view, err := e.limitView(r, name)
 	view.Trial = began
 	return view, err
-}
-
-// setLimit tells with an error whether the limit could not be put back as it was.
-func (e *engine) setLimit(by state.Actor, name string, spec state.LimitSpec) (left bool, err error) {
-	err = e.reconciler.ChangeSettings(func() error {
-		_, before, err := e.state.SetLimit(name, spec, by.String())
-		if err != nil {
-			return err
-		}
-		if err = e.reconciler.SyncLimits(); err == nil {
-			return nil
-		}
-		var undo error
-		if before != nil {
-			_, _, undo = e.state.SetLimit(name, *before, by.String())
-		} else {
-			undo = e.state.RemoveLimit(name)
-		}
-		undo = errors.Join(undo, e.reconciler.SyncLimits())
-		left = undo != nil
-		return errors.Join(err, undo)
-	})
-	return left, err
 }
 
 // RemoveLimit takes a limit of the run time back.
 func (e *engine) RemoveLimit(by state.Actor, name string) error {
 	e.settings.Lock()
 	defer e.settings.Unlock()
-	things := []state.Thing{{About: state.AboutLimit, Name: name}}
-	_, err := e.onTrial(&state.Attempt{By: by}, nil, func() ([]state.Thing, error) {
-		return things, e.reconciler.ChangeSettings(func() error {
-			if err := e.state.RemoveLimit(name); err != nil {
+	_, err := e.changeLimit(&state.Attempt{By: by}, name, func() error { return e.state.RemoveLimit(name) })
+	return err
+}
+
+func limitThings(name string) []state.Thing {
+	return []state.Thing{{About: state.AboutLimit, Name: name}}
+}
+
+// changeLimit makes a change to a limit of the run time and brings it to the kernel. If that fails, the
+// limit is put back as it was.
+func (e *engine) changeLimit(a *state.Attempt, name string, change func() error) (*state.Trial, error) {
+	return e.onTrial(a, nil, func() (changed []state.Thing, err error) {
+		err = e.reconciler.ChangeSettings(func() error {
+			before, had := e.state.Limit(name)
+			if err := change(); err != nil {
 				return err
 			}
-			return e.reconciler.SyncLimits()
+			err := e.reconciler.SyncLimits()
+			if err == nil {
+				changed = limitThings(name)
+				return nil
+			}
+			var undo error
+			if had && before.Source == state.FromAPI {
+				_, undo = e.state.SetLimit(name, before.LimitSpec, before.Actor)
+			} else {
+				undo = e.state.RemoveLimit(name)
+			}
+			undo = errors.Join(undo, e.reconciler.SyncLimits())
+			if undo != nil {
+				changed = limitThings(name)
+			}
+			return errors.Join(err, undo)
 		})
+		return changed, err
 	})
-	return err
 }
 
 // topSources is how many of the sources that are dropped most are looked at for limits.
@@ -96,6 +100,10 @@ func (e *engine) Limit(name string) (state.LimitView, error) {
 	if err != nil {
 		return state.LimitView{}, err
 	}
+	return e.limitView(r, name)
+}
+
+func (e *engine) limitView(r readings, name string) (state.LimitView, error) {
 	for _, v := range e.limitViews(r, r, 0, 10) {
 		if v.Name == name {
 			return v, nil

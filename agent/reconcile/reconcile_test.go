@@ -318,7 +318,7 @@ func TestKernelLimit(t *testing.T) {
 		Penalty:  state.Duration(time.Minute), Mode: state.Monitor, Group: state.Group{IPv6: 48},
 		Aggregate: &state.Aggregate{Rate: state.Rate{Count: 1000, Per: time.Second}, IPv4: 16, Always: true},
 	}
-	l, _, err := s.SetLimit("web", spec, "root")
+	l, err := s.SetLimit("web", spec, "root")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -112,25 +112,20 @@ func (s *Store) Limits() []Limit {
 	return out
 }
 
-// SetLimit makes or replaces a limit of the run time. It returns what was in force before, if
-// anything was set at run time.
-func (s *Store) SetLimit(name string, spec LimitSpec, actor string) (Limit, *LimitSpec, error) {
+// SetLimit makes or replaces a limit of the run time.
+func (s *Store) SetLimit(name string, spec LimitSpec, actor string) (Limit, error) {
 	if err := spec.Validate(name); err != nil {
-		return Limit{}, nil, err
+		return Limit{}, err
 	}
 	s.writer.Lock()
 	defer s.writer.Unlock()
 	next := s.cloneLimits()
-	var before *LimitSpec
-	if l, ok := next.api[name]; ok {
-		before = &l.Spec
-	}
 	next.api[name] = savedLimit{actor, spec}
 	if err := s.save(next, s.interfaces, name); err != nil {
-		return Limit{}, nil, err
+		return Limit{}, err
 	}
 	l, _ := next.limit(name)
-	return l, before, nil
+	return l, nil
 }
 
 // JudgeLimit tells whether a limit can be set, and whether that would change anything.

@@ -575,7 +575,7 @@ func TestWriteFails(t *testing.T) {
 	if h.Failure() == nil {
 		t.Error("the failure is not remembered")
 	}
-	if _, _, err := h.SetLimit("default", LimitSpec{Packets: &Threshold{Rate: Rate{Count: 1, Per: time.Second}}}, "root"); err == nil {
+	if _, err := h.SetLimit("default", LimitSpec{Packets: &Threshold{Rate: Rate{Count: 1, Per: time.Second}}}, "root"); err == nil {
 		t.Error("a limit was set")
 	}
 	if err := h.RememberAttached("eth9", ModeAuto); err == nil {

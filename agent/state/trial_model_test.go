@@ -92,7 +92,7 @@ func (h *harness) say(thing Thing, text string, lasts time.Duration) error {
 		}
 		n := uint64(0)
 		_, _ = fmt.Sscan(text[1:], &n)
-		_, _, err = h.SetLimit(thing.Name, LimitSpec{Services: []Service{{Protocol: 6, Port: uint16(thing.Name[3])}}, Packets: &Threshold{Rate: Rate{Count: n, Per: time.Second}}}, "root")
+		_, err = h.SetLimit(thing.Name, LimitSpec{Services: []Service{{Protocol: 6, Port: uint16(thing.Name[3])}}, Packets: &Threshold{Rate: Rate{Count: n, Per: time.Second}}}, "root")
 	default:
 		panic("the model has no " + thing.About)
 	}

@@ -192,7 +192,7 @@ func TestTrialOfSettings(t *testing.T) {
 	}
 	set := func(n uint64) {
 		t.Helper()
-		if _, _, err := h.SetLimit("default", spec(n), "root"); err != nil {
+		if _, err := h.SetLimit("default", spec(n), "root"); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -296,16 +296,16 @@ func TestTrialLimitBoundSince(t *testing.T) {
 	h := open(t)
 	for _, step := range []func() error{
 		func() error {
-			_, _, err := h.SetLimit("web", limit(t, `{"services":["tcp/443"],"packets":"1/s"}`), "root")
+			_, err := h.SetLimit("web", limit(t, `{"services":["tcp/443"],"packets":"1/s"}`), "root")
 			return err
 		},
 		func() error { h.begin(Thing{About: AboutLimit, Name: "web"}); return nil },
 		func() error {
-			_, _, err := h.SetLimit("web", limit(t, `{"services":["tcp/80"],"packets":"1/s"}`), "root")
+			_, err := h.SetLimit("web", limit(t, `{"services":["tcp/80"],"packets":"1/s"}`), "root")
 			return err
 		},
 		func() error {
-			_, _, err := h.SetLimit("other", limit(t, `{"services":["tcp/443"],"packets":"1/s"}`), "root")
+			_, err := h.SetLimit("other", limit(t, `{"services":["tcp/443"],"packets":"1/s"}`), "root")
 			return err
 		},
 	} {

@@ -206,14 +206,13 @@ func TestLimits(t *testing.T) {
 	if err := h.Configure(conf); err != nil {
 		t.Fatal(err)
 	}
-	_, before, err := h.SetLimit("web", limit(t, `{"services":["tcp/443"],"packets":"2k/s"}`), "root")
-	if err != nil || before != nil {
-		t.Fatal(before, err)
+	if _, err := h.SetLimit("web", limit(t, `{"services":["tcp/443"],"packets":"2k/s"}`), "root"); err != nil {
+		t.Fatal(err)
 	}
-	if _, _, err := h.SetLimit("dns", limit(t, `{"services":["tcp/443"]}`), "root"); err == nil || !strings.Contains(err.Error(), `is bound to the limit "web" already`) {
+	if _, err := h.SetLimit("dns", limit(t, `{"services":["tcp/443"]}`), "root"); err == nil || !strings.Contains(err.Error(), `is bound to the limit "web" already`) {
 		t.Errorf("bound twice: %v", err)
 	}
-	dns, _, err := h.SetLimit("dns", limit(t, `{"services":["udp/53"]}`), "root")
+	dns, err := h.SetLimit("dns", limit(t, `{"services":["udp/53"]}`), "root")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -258,10 +257,10 @@ func TestLimits(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.reopen()
-	if l, _, err := h.SetLimit("aaa", limit(t, `{"services":["udp/99"]}`), ""); err != nil || l.Number == dns.Number {
+	if l, err := h.SetLimit("aaa", limit(t, `{"services":["udp/99"]}`), ""); err != nil || l.Number == dns.Number {
 		t.Errorf("%+v, %v", l, err)
 	}
-	if l, _, err := h.SetLimit("dns", limit(t, `{"services":["udp/53"]}`), ""); err != nil || l.Number != dns.Number {
+	if l, err := h.SetLimit("dns", limit(t, `{"services":["udp/53"]}`), ""); err != nil || l.Number != dns.Number {
 		t.Errorf("%+v, %v, want the number %d", l, err, dns.Number)
 	}
 }
