@@ -279,7 +279,7 @@ func TestManyEnd(t *testing.T) {
 			}
 		}
 	}
-	for until := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	for until := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
 		v4, v6 := e.state.Prefixes()
 		k4, k6 := e.tables.Bans.Len()
 		if v4+v6+k4+k6 == 0 {

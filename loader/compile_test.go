@@ -72,8 +72,15 @@ func TestCompileRefuses(t *testing.T) {
 		return path
 	}
 	const version = `case $1 in --version) echo "clang version 19.1.0"; exit;; esac; `
-	hanging, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	hanging, cancel := context.WithCancel(t.Context())
 	defer cancel()
+	hangs := filepath.Join(dir, "hangs")
+	go func() {
+		for !exists(hangs) && t.Context().Err() == nil {
+			time.Sleep(time.Millisecond)
+		}
+		cancel()
+	}()
 	for _, c := range []struct {
 		name   string
 		ctx    context.Context
@@ -87,7 +94,7 @@ func TestCompileRefuses(t *testing.T) {
 		{name: "failing", config: CompileConfig{Clang: script("failing", version+`echo "levee.c:1: no" >&2; exit 1`)}, says: "levee.c:1: no"},
 		{name: "no object", config: CompileConfig{Clang: script("lying", version+`exit 0`)}, is: os.ErrNotExist},
 		{name: "not an object", config: CompileConfig{Clang: script("odd", version+`echo hello > levee.o`)}, says: "read object"},
-		{name: "hanging", ctx: hanging, config: CompileConfig{Clang: script("hanging", `exec sleep 60`)}, says: "killed"},
+		{name: "hanging", ctx: hanging, config: CompileConfig{Clang: script("hanging", "> "+hangs+"; exec sleep 60")}, says: "killed"},
 		{name: "open cache", config: CompileConfig{Clang: script("fine", version), CacheDir: "/tmp"}, says: "others can write"},
 	} {
 		if c.ctx == nil {

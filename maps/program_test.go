@@ -225,7 +225,7 @@ func TestEvents(t *testing.T) {
 	go func() { ended <- k.Events.Run(ctx, func(e Event) { events <- e }) }()
 
 	first, second := frame(address("192.0.2.9")), frame(address("2001:db8::9"), toPort(protoTCP, 80))
-	before := Monotonic()
+	before := coarse()
 	k.run(first, 1)
 	k.run(second, 1)
 	third := append(first[:14:14], 0x45, 0, 0) // cut off
@@ -244,14 +244,14 @@ func TestEvents(t *testing.T) {
 	for _, want := range want {
 		select {
 		case got := <-events:
-			if got.Time < before-1e8 || got.Time > Monotonic() {
-				t.Errorf("time %d is not near %d", got.Time, before)
+			if got.Time < before || got.Time > Monotonic() {
+				t.Errorf("time %d is not between %d and now", got.Time, before)
 			}
 			want.Time, want.Interface = got.Time, got.Interface
 			if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 				t.Error(diff)
 			}
-		case <-time.After(5 * time.Second):
+		case <-time.After(30 * time.Second):
 			t.Fatal("no event")
 		}
 	}
@@ -261,7 +261,7 @@ func TestEvents(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatal("Run does not end")
 	}
 	if _, err := decodeEvent(make([]byte, 20)); err == nil {

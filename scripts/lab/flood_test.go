@@ -162,7 +162,7 @@ func TestKernelTakesThem(t *testing.T) {
 			after := statistics(t, n.host)
 			took := func() uint64 { return after[counter] - before[counter] }
 			least := report.Sent * 4 / 10 // two fragments are one datagram
-			for deadline := time.Now().Add(time.Second); took() < least && time.Now().Before(deadline); {
+			for deadline := time.Now().Add(10 * time.Second); took() < least && time.Now().Before(deadline); {
 				time.Sleep(20 * time.Millisecond)
 				after = statistics(t, n.host)
 			}

@@ -112,7 +112,7 @@ func TestNothingIsLeft(t *testing.T) {
 				t.Fatal(err)
 			}
 			for begun := time.Now(); !strings.Contains(output.String(), c.when); time.Sleep(20 * time.Millisecond) {
-				if time.Since(begun) > 20*time.Second {
+				if time.Since(begun) > time.Minute {
 					t.Fatal("it does not get to the flood: ", output)
 				}
 			}
@@ -126,7 +126,7 @@ func TestNothingIsLeft(t *testing.T) {
 				t.Fatal(err)
 			}
 			_ = lab.Wait()
-			if took := time.Since(begun); took > 4*time.Second {
+			if took := time.Since(begun); took > 15*time.Second {
 				t.Errorf("it took %s to end", took)
 			}
 			if code := lab.ProcessState.ExitCode(); code != c.code {
@@ -134,7 +134,7 @@ func TestNothingIsLeft(t *testing.T) {
 			}
 
 			left := traces(lab.Process.Pid, namespaces)
-			for deadline := time.Now().Add(3 * time.Second); len(left) > 0 && time.Now().Before(deadline); {
+			for deadline := time.Now().Add(20 * time.Second); len(left) > 0 && time.Now().Before(deadline); {
 				time.Sleep(50 * time.Millisecond)
 				left = traces(lab.Process.Pid, namespaces)
 			}
