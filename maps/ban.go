@@ -34,6 +34,9 @@ func normalPrefix(p netip.Prefix) (netip.Prefix, error) {
 	if !p.IsValid() {
 		return p, fmt.Errorf("not a prefix: %s", p)
 	}
+	if addr := p.Addr(); addr.Is4() && uint4(addr) == mask4(uint4(addr), p.Bits()) {
+		return p, nil // as nearly all are
+	}
 	if p.Addr().Is4In6() && p.Bits() >= 96 {
 		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
 	}
@@ -142,14 +145,14 @@ func (e *epoch) replace(word, expires *uint64, newWord, newExpires uint64) bool 
 		e.shrinks()
 	}
 	if eases {
-		atomic.StoreUint64(word, newWord)
-		atomic.StoreUint64(expires, newExpires)
+		store(word, newWord)
+		store(expires, newExpires)
 	} else {
 		if oldExpires != newExpires {
-			atomic.StoreUint64(expires, newExpires)
+			store(expires, newExpires)
 		}
 		if oldWord != newWord {
-			atomic.StoreUint64(word, newWord)
+			store(word, newWord)
 		}
 	}
 	e.grew()

@@ -1,7 +1,5 @@
 package maps
 
-import "sync/atomic"
-
 // Nibbles of classes: bit n stands for class n, bit 3 for both /20 and wide.
 const (
 	nibbleLow = 0x1111111111111111
@@ -43,7 +41,7 @@ func or(at *uint64, set uint64) bool {
 	if old|set == old {
 		return false
 	}
-	atomic.StoreUint64(at, old|set)
+	store(at, old|set)
 	return true
 }
 
@@ -81,7 +79,7 @@ func (b *ban4) clearClasses(i uint32, unset uint64) {
 	if old&unset == 0 {
 		return
 	}
-	atomic.StoreUint64(&b.classes[i], old&^unset)
+	store(&b.classes[i], old&^unset)
 	b.fitBits(i)
 }
 
@@ -95,7 +93,7 @@ func (b *ban4) fitBits(i uint32) bool {
 	if bits == old {
 		return false
 	}
-	atomic.StoreUint64(at, bits)
+	store(at, bits)
 	return true
 }
 

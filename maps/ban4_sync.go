@@ -1,8 +1,6 @@
 package maps
 
 import (
-	"sync/atomic"
-
 	"github.com/levee-xdp/levee/bpf"
 )
 
@@ -25,7 +23,7 @@ func (b *ban4) survey() (repaired int) {
 		}
 		p := place{classWide, uint32(i) << 16, len(b.table) + i, true}
 		if !sound4(p, e.Word) {
-			atomic.StoreUint64(&e.Word, 0)
+			store(&e.Word, 0)
 			repaired++
 			continue
 		}
@@ -69,7 +67,7 @@ func (b *ban4) survey() (repaired int) {
 	for i := range uint32(len(b.classes)) {
 		if old := b.classes[i]; old != 0 {
 			if fit := b.fitClasses(i, old); fit != old {
-				atomic.StoreUint64(&b.classes[i], fit)
+				store(&b.classes[i], fit)
 				repaired++
 			}
 		}
@@ -112,7 +110,7 @@ func (b *ban4) tidy(at int) bool {
 	if b.table[at].Word == word {
 		return false
 	}
-	atomic.StoreUint64(&b.table[at].Word, word)
+	store(&b.table[at].Word, word)
 	return true
 }
 

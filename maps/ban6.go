@@ -27,11 +27,11 @@ type ban6 struct {
 	all    *content    // ::/0, if it is wanted
 	halves [2]*content // ::/1 and 8000::/1
 
-	alone int               // prefixes of two bits and more: all but those three
-	slots int               // live slots
-	spill []uint8           // by bucket: how many live entries were pushed past it
-	refs  map[uint32]uint32 // by bit of a filter: how many entries set it
-	tier  [3]int            // how many entries a tier has
+	alone int     // prefixes of two bits and more: all but those three
+	slots int     // live slots
+	spill []uint8 // by bucket: how many live entries were pushed past it
+	fit   fit6    // what the filters should say
+	tier  [3]int  // how many entries a tier has
 
 	met   marks
 	round bool
@@ -386,11 +386,11 @@ func (b *ban6) remove(k key6) bool {
 func (b *ban6) insert(k key6, at int, v content) {
 	b.enter(k)
 	e := &b.table[at]
-	atomic.StoreUint64(&e.Hi, k.hi)
-	atomic.StoreUint64(&e.Lo, k.lo)
-	atomic.StoreUint64(&e.Expires, v.expires)
+	store(&e.Hi, k.hi)
+	store(&e.Lo, k.lo)
+	store(&e.Expires, v.expires)
 	b.spillTo(k, at, 1)
-	atomic.StoreUint64(&e.Word, b.word(k, v))
+	store(&e.Word, b.word(k, v))
 	b.slots++
 	b.cover(k)
 	b.epoch.grew()
@@ -403,7 +403,7 @@ func (b *ban6) clear(k key6, at int) {
 	if b.spill[at/bpf.Ban6Slots] > 0 {
 		word = bpf.BanTombstone
 	}
-	atomic.StoreUint64(&b.table[at].Word, word)
+	store(&b.table[at].Word, word)
 	b.spillTo(k, at, -1)
 	b.slots--
 	if b.met != nil {
@@ -424,113 +424,7 @@ func (b *ban6) spillTo(k key6, at, by int) {
 		bucket := b.bucket(n)
 		for j := range bucket {
 			if !live(bucket[j].Word) {
-				atomic.StoreUint64(&bucket[j].Word, 0)
-			}
-		}
-	}
-}
-
-// tierOf says which filter leads to a length: the number of its bit in enum ban6_tier.
-func tierOf(length int) int {
-	switch {
-	case length >= 48:
-		return 0
-	case length >= 32:
-		return 1
-	}
-	return 2
-}
-
-// enter counts a prefix into its tier, which readers ask from the first one on; leave counts it out.
-func (b *ban6) enter(k key6) {
-	t := tierOf(k.length)
-	if b.tier[t]++; b.tier[t] == 1 {
-		atomic.StoreUint32(b.tiers, *b.tiers|1<<t)
-	}
-}
-
-func (b *ban6) leave(k key6) {
-	t := tierOf(k.length)
-	if b.tier[t]--; b.tier[t] == 0 {
-		atomic.StoreUint32(b.tiers, *b.tiers&^(1<<t))
-	}
-}
-
-// bitOf says which bit of which word of the filters stands for a prefix, and the name under which
-// its users are counted. A prefix of up to 16 bits has that bit in each word from this one on,
-// 2^(16-length) of them, and is their only user.
-func (b *ban6) bitOf(k key6) (word *uint64, bit uint64, ref uint32) {
-	if tierOf(k.length) < 2 {
-		n, _ := b.cellOf(k)
-		ref = n<<8 | uint32(k.length)
-		if k.length >= 64 && k.length < 128 {
-			return &b.filter[n].High, 1 << (k.length - 64), ref
-		}
-		return &b.filter[n].Low, 1 << (k.length & 63), ref
-	}
-	n := uint32(k.hi >> 48)
-	return &b.wide[n], 1 << k.length, 1<<31 | n<<8 | uint32(k.length)
-}
-
-// cellOf is the cell that leads to a prefix of 32 bits and more, and its mark there.
-func (b *ban6) cellOf(k key6) (n, mark uint32) {
-	if k.length < 48 {
-		return b.cell(k.hi >> 32)
-	}
-	return b.cell(k.hi >> 16)
-}
-
-// cover sets the filters' bits that lead to a prefix, and returns whether that took a write.
-func (b *ban6) cover(k key6) (wrote bool) {
-	word, bit, ref := b.bitOf(k)
-	if k.length > 16 {
-		b.refs[ref]++
-		wrote = or(word, bit)
-		if k.length >= 32 { // the mark comes last: readers ask for it first
-			n, mark := b.cellOf(k)
-			b.refs[n<<8|mark]++
-			wrote = or(&b.filter[n].Low, 1<<mark) || wrote
-		}
-		return wrote
-	}
-	for i := range b.span(k) {
-		wrote = or(&b.wide[i], bit) || wrote
-	}
-	return wrote
-}
-
-// uncover clears the filters' bits of a prefix, where no other prefix needs them.
-func (b *ban6) uncover(k key6) {
-	word, bit, ref := b.bitOf(k)
-	if k.length > 16 {
-		if k.length >= 32 {
-			n, mark := b.cellOf(k)
-			b.release(&b.filter[n].Low, 1<<mark, n<<8|mark)
-		}
-		b.release(word, bit, ref)
-		return
-	}
-	for i := range b.span(k) {
-		atomic.StoreUint64(&b.wide[i], b.wide[i]&^bit)
-	}
-}
-
-// release clears a bit that nobody else uses.
-func (b *ban6) release(word *uint64, bit uint64, ref uint32) {
-	if b.refs[ref]--; b.refs[ref] > 0 {
-		return
-	}
-	delete(b.refs, ref)
-	atomic.StoreUint64(word, *word&^bit)
-}
-
-// span yields the cells of the wide filter that a prefix of up to 16 bits covers.
-func (b *ban6) span(k key6) func(yield func(int) bool) {
-	first := int(k.hi >> 48)
-	return func(yield func(int) bool) {
-		for i := first; i < first+1<<(16-k.length); i++ {
-			if !yield(i) {
-				return
+				store(&bucket[j].Word, 0)
 			}
 		}
 	}

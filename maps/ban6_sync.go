@@ -1,7 +1,6 @@
 package maps
 
 import (
-	"math/bits"
 	"sync/atomic"
 
 	"github.com/levee-xdp/levee/bpf"
@@ -12,7 +11,7 @@ import (
 func (b *ban6) survey() (repaired int) {
 	b.alone, b.slots, b.tier = 0, 0, [3]int{}
 	clear(b.spill)
-	clear(b.refs)
+	b.fit.reset()
 
 	var garbage, tombs []int
 	for at := range b.table {
@@ -96,7 +95,7 @@ func (b *ban6) tidy(at int) bool {
 	if b.table[at].Word == word {
 		return false
 	}
-	atomic.StoreUint64(&b.table[at].Word, word)
+	store(&b.table[at].Word, word)
 	return true
 }
 
@@ -104,53 +103,18 @@ func (b *ban6) tidy(at int) bool {
 func (b *ban6) fitFilters() (repaired int) {
 	fit := func(word *uint64, fit uint64) {
 		if *word != fit {
-			atomic.StoreUint64(word, fit)
+			store(word, fit)
 			repaired++
 		}
 	}
 	for i := range b.filter {
-		fit(&b.filter[i].Low, b.fitLow(i))
-		fit(&b.filter[i].High, b.fitHigh(i))
+		fit(&b.filter[i].Low, b.fit.cells[i].Low)
+		fit(&b.filter[i].High, b.fit.cells[i].High)
 	}
 	for i := range b.wide {
-		fit(&b.wide[i], b.fitWide(i))
+		fit(&b.wide[i], b.fit.wide[i])
 	}
 	return repaired
-}
-
-// fitLow, fitHigh and fitWide return what a word of the filters should be, of which at least all is
-// there that should.
-func (b *ban6) fitLow(i int) uint64 {
-	return used(b.filter[i].Low, func(bit int) bool {
-		if bit == 0 {
-			bit = 128
-		}
-		return b.refs[uint32(i)<<8|uint32(bit)] > 0
-	})
-}
-
-func (b *ban6) fitHigh(i int) uint64 {
-	return used(b.filter[i].High, func(bit int) bool { return b.refs[uint32(i)<<8|uint32(64+bit)] > 0 })
-}
-
-func (b *ban6) fitWide(i int) uint64 {
-	return used(b.wide[i], func(bit int) bool {
-		if bit > 16 {
-			return bit < 32 && b.refs[1<<31|uint32(i)<<8|uint32(bit)] > 0
-		}
-		_, there := b.locate(mask6(uint64(i)<<48, 0, bit), -1)
-		return bit > 0 && there
-	})
-}
-
-// used returns the bits of a word that are used.
-func used(word uint64, isUsed func(bit int) bool) uint64 {
-	for set := word; set != 0; set &= set - 1 {
-		if bit := bits.TrailingZeros64(set); !isUsed(bit) {
-			word &^= 1 << bit
-		}
-	}
-	return word
 }
 
 // mark begins a round of Sync: from here on every prefix that is put is marked as wanted.

@@ -1,11 +1,8 @@
 package maps
 
 import (
-	"errors"
-	"fmt"
 	"iter"
 	"net/netip"
-	"runtime"
 	"sync"
 
 	"github.com/levee-xdp/levee/bpf"
@@ -44,7 +41,6 @@ func openBans(o *opener, hash hasher, control *bpf.Control) *Bans {
 			hash:   hash,
 			epoch:  e,
 			tiers:  &control.Ban6Tiers,
-			refs:   make(map[uint32]uint32),
 			round:  true,
 		},
 	}
@@ -56,6 +52,7 @@ func openBans(o *opener, hash hasher, control *bpf.Control) *Bans {
 	b.v6.mask = uint32(len(b.v6.table)/bpf.Ban6Slots - 1)
 	b.v6.filterMask = uint32(len(b.v6.filter) - 1)
 	b.v6.spill = make([]uint8, len(b.v6.table)/bpf.Ban6Slots)
+	b.v6.fit = newFit6(len(b.v6.filter), len(b.v6.wide))
 	return b
 }
 
@@ -77,7 +74,7 @@ func (b *Bans) Put(ban Ban) error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if _, ok := b.put(ban); !ok {
+	if _, ok := b.put(ban, nil); !ok {
 		return b.full(ban.Prefix)
 	}
 	return nil
@@ -86,44 +83,35 @@ func (b *Bans) Put(ban Ban) error {
 // PutMany puts bans as Put does each of them, and returns the errors at their places; nil if all went
 // well. It takes a fraction of the time of as many calls.
 func (b *Bans) PutMany(bans []Ban) (failed []error) {
-	fail := func(i int, err error) {
+	fail := func(place int, err error) {
 		if failed == nil {
 			failed = make([]error, len(bans))
 		}
-		failed[i] = err
+		failed[place] = err
 	}
-	normal := make([]Ban, 0, touched)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for from := 0; from < len(bans); from += touched {
-		part := bans[from:min(from+touched, len(bans))]
-		normal = normal[:0]
-		for i, ban := range part {
-			ban, err := ban.normal()
-			if err != nil {
-				fail(from+i, err)
-			}
-			normal = append(normal, ban)
+	some := newLot(b, func(place int, ban Ban, at slots4) {
+		if _, ok := b.put(ban, at); !ok {
+			fail(place, b.full(ban.Prefix))
 		}
-		b.v4.touch(normal)
-		for i, ban := range normal {
-			if failed != nil && failed[from+i] != nil {
-				continue
-			}
-			if _, ok := b.put(ban); !ok {
-				fail(from+i, b.full(ban.Prefix))
-			}
+	})
+	for place, ban := range bans {
+		if err := some.add(place, ban); err != nil {
+			fail(place, err)
 		}
 	}
+	some.flush()
 	return failed
 }
 
-// touched is how many bans are asked for at once; see bulk.load.
-const touched = 64
-
-func (b *Bans) put(ban Ban) (change, bool) {
+// put puts a ban, of which a lot may know the slots.
+func (b *Bans) put(ban Ban, at slots4) (change, bool) {
 	v := content{expires: ban.Expires, list: ban.List, monitor: ban.Monitor}
 	if addr := ban.Prefix.Addr(); addr.Is4() {
+		if len(at) > 0 && b.v4.putFresh(at, ban.Prefix.Bits(), v) {
+			return added, true
+		}
 		return b.v4.put(uint4(addr), ban.Prefix.Bits(), v)
 	}
 	return b.v6.put(keyOf6(ban.Prefix), v)
@@ -262,124 +250,11 @@ func (b *Bans) sync(wanted iter.Seq[Ban]) (Changes, error) {
 	left := l.left
 	l.left = nil
 	for _, ban := range left {
-		l.add(ban)
+		l.add(ban, nil)
 	}
 	l.release()
 	l.changes.Full = len(l.left)
 	return l.changes, l.err()
-}
-
-// bulk puts many bans under the lock.
-type bulk struct {
-	bans    *Bans
-	changes Changes
-	left    []Ban // found no room
-
-	// What would stop enforcing waits until all that enforces is in place, which may take over.
-	postponed map[netip.Prefix]Ban
-
-	wrong  error // the first that was wrong
-	wrongs int
-}
-
-// load puts a sequence of bans. It works in batches: what a put needs of the tables lies in places
-// that have nothing to do with each other, so a first walk asks for the memory of a whole batch at
-// once, and the second one finds it at hand.
-func (l *bulk) load(bans iter.Seq[Ban]) {
-	batch := make([]Ban, 0, touched)
-	flush := func() {
-		l.bans.v4.touch(batch)
-		for _, ban := range batch {
-			l.add(ban)
-		}
-		batch = batch[:0]
-	}
-	for ban := range bans {
-		ban, err := ban.normal()
-		if err != nil {
-			l.wrongs++
-			if l.wrong == nil {
-				l.wrong = err
-			}
-			continue
-		}
-		if batch = append(batch, ban); len(batch) == cap(batch) {
-			flush()
-		}
-	}
-	flush()
-}
-
-// postpone tells whether a ban has to wait: it enforces in the table and would not do so any more.
-// Until then it is put as it stands, so that it counts as wanted.
-func (l *bulk) postpone(ban Ban) bool {
-	if len(l.postponed) > 0 {
-		delete(l.postponed, ban.Prefix) // of a prefix that occurs twice, the last counts
-	}
-	if !ban.Monitor && lived(ban.Expires) {
-		return false
-	}
-	old, ok := l.bans.get(ban.Prefix)
-	if !ok || old.monitor || !lived(old.expires) {
-		return false
-	}
-	if _, ok := l.bans.put(Ban{Prefix: ban.Prefix, List: old.list, Expires: old.expires}); !ok {
-		return false
-	}
-	if l.postponed == nil {
-		l.postponed = make(map[netip.Prefix]Ban)
-	}
-	l.postponed[ban.Prefix] = ban
-	return true
-}
-
-// release puts what was postponed.
-func (l *bulk) release() {
-	for _, ban := range l.postponed {
-		l.put(ban)
-	}
-	l.postponed = nil
-}
-
-func (l *bulk) add(ban Ban) {
-	if !l.postpone(ban) {
-		l.put(ban)
-	}
-}
-
-// put puts a ban, and counts what came of it.
-func (l *bulk) put(ban Ban) {
-	what, ok := l.bans.put(ban)
-	if !ok {
-		l.left = append(l.left, ban)
-		return
-	}
-	switch what {
-	case added:
-		l.changes.Added++
-	case updated:
-		l.changes.Updated++
-	case repaired:
-		l.changes.Repaired++
-	case kept:
-		l.changes.Kept++
-	}
-}
-
-func (l *bulk) err() error {
-	var errs []error
-	if len(l.left) > 0 {
-		full := l.bans.full(l.left[0].Prefix)
-		full.More = len(l.left) - 1
-		errs = append(errs, full)
-	}
-	if l.wrong != nil {
-		if l.wrongs > 1 {
-			l.wrong = fmt.Errorf("%w, and %d more", l.wrong, l.wrongs-1)
-		}
-		errs = append(errs, l.wrong)
-	}
-	return errors.Join(errs...)
 }
 
 // All yields every ban, expired ones too, in no order. It holds no lock while it yields: bans that
@@ -439,29 +314,4 @@ func (b *Bans) some(batch []Ban, at int) ([]Ban, int) {
 // used returns how many slots of the hashed table are live.
 func (b *ban4) used() int {
 	return b.slots[class32] + b.slots[class28] + b.slots[class24] + b.slots[class20]
-}
-
-// touch reads what puts of these bans are going to need.
-func (b *ban4) touch(bans []Ban) {
-	sum := uint64(0) // means nothing: it is there so that the reads are not optimised away
-	for _, ban := range bans {
-		addr := ban.Prefix.Addr()
-		if !addr.Is4() {
-			continue
-		}
-		c := classOf(ban.Prefix.Bits())
-		if c == classWide {
-			continue
-		}
-		a := uint4(addr)
-		for i := range uint32(1) << (c.bits() - ban.Prefix.Bits()) {
-			key := a + i<<(4*c)
-			sum += b.table[int(b.home(c, key))*bpf.Ban4Slots].Word + b.classes[key>>12] +
-				b.bits[key>>14]
-			if c == class32 {
-				sum += b.count32.word(key >> 12)
-			}
-		}
-	}
-	runtime.KeepAlive(sum)
 }

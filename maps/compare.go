@@ -48,35 +48,27 @@ func (b *Bans) parts(wanted func(netip.Prefix) (Ban, bool)) []tablePart {
 		{len(b.v4.table) + len(b.v4.wide), 2048, func(i int) bool { return b.v4.slotRight(i, is) }},
 		{len(b.v4.classes), 8192, func(i int) bool { return b.v4.classesRight(uint32(i)) }},
 		{len(b.v6.table), 2048, func(i int) bool { return b.v6.slotRight(i, is) }},
-		{len(b.v6.filter), 4096, func(i int) bool {
-			return b.v6.fitLow(i) == b.v6.filter[i].Low && b.v6.fitHigh(i) == b.v6.filter[i].High
-		}},
-		{len(b.v6.wide), 4096, func(i int) bool { return b.v6.fitWide(i) == b.v6.wide[i] }},
+		{len(b.v6.filter), 4096, func(i int) bool { return b.v6.filter[i] == b.v6.fit.cells[i] }},
+		{len(b.v6.wide), 4096, func(i int) bool { return b.v6.wide[i] == b.v6.fit.wide[i] }},
 	}
 }
 
 // Lacks returns how many of these bans the table does not hold as Put would leave them.
 func (b *Bans) Lacks(bans []Ban) (lacking int) {
-	normal := make([]Ban, 0, touched)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for from := 0; from < len(bans); from += touched {
-		normal = normal[:0]
-		for _, ban := range bans[from:min(from+touched, len(bans))] {
-			if ban, err := ban.normal(); err == nil {
-				normal = append(normal, ban)
-			} else {
-				lacking++
-			}
+	some := newLot(b, func(_ int, ban Ban, _ slots4) {
+		v := content{expires: ban.Expires, list: ban.List, monitor: ban.Monitor, length: uint8(ban.Prefix.Bits())}
+		if addr := ban.Prefix.Addr(); addr.Is4() && !b.v4.holds(uint4(addr), v) || addr.Is6() && !b.v6.holds(keyOf6(ban.Prefix), v) {
+			lacking++
 		}
-		b.v4.touch(normal)
-		for _, ban := range normal {
-			v := content{expires: ban.Expires, list: ban.List, monitor: ban.Monitor, length: uint8(ban.Prefix.Bits())}
-			if addr := ban.Prefix.Addr(); addr.Is4() && !b.v4.holds(uint4(addr), v) || addr.Is6() && !b.v6.holds(keyOf6(ban.Prefix), v) {
-				lacking++
-			}
+	})
+	for _, ban := range bans {
+		if err := some.add(0, ban); err != nil {
+			lacking++
 		}
 	}
+	some.flush()
 	return lacking
 }
 
@@ -207,7 +199,7 @@ func (b *ban6) slotRight(at int, is func(netip.Prefix, content) bool) bool {
 
 // covers tells whether the filters' bits are set that lead to a prefix.
 func (b *ban6) covers(k key6) bool {
-	word, bit, _ := b.bitOf(k)
+	word, _, bit, _ := b.bitOf(k)
 	if k.length > 16 {
 		return *word&bit != 0
 	}

@@ -127,7 +127,7 @@ func scribble(w *world, b *Bans) {
 			case 4:
 				*b.v6.tiers ^= 1 << w.IntN(3)
 			default:
-				word, _, _ := b.v6.bitOf(k)
+				word, _, _, _ := b.v6.bitOf(k)
 				*word ^= 1 << w.IntN(64)
 			}
 			return

@@ -264,7 +264,21 @@ func snapshot4(b *ban4) string {
 }
 
 func snapshot6(b *ban6) string {
-	return fmt.Sprint(b.alone, b.slots, b.tier, b.refs, spilled(b.spill))
+	return fmt.Sprint(b.alone, b.slots, b.tier, led(&b.fit), spilled(b.spill))
+}
+
+func led(f *fit6) (list []string) {
+	for i, cell := range f.cells {
+		if cell != (bpf.Ban6Lengths{}) {
+			list = append(list, fmt.Sprintf("%d:%x:%x", i, cell.Low, cell.High))
+		}
+	}
+	for i, word := range f.wide {
+		if word != 0 {
+			list = append(list, fmt.Sprintf("wide %d:%x", i, word))
+		}
+	}
+	return append(list, fmt.Sprint(f.more))
 }
 
 func spilled(spill []uint8) (list []string) {

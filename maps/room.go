@@ -1,8 +1,6 @@
 package maps
 
 import (
-	"sync/atomic"
-
 	"github.com/levee-xdp/levee/bpf"
 )
 
@@ -81,12 +79,12 @@ func (b *ban4) clearIn(home uint32, depth int) bool {
 func (b *ban4) move(p place, to int) {
 	from, next := p.at, p
 	next.at = to
-	atomic.StoreUint64(&b.table[to].Expires, b.table[from].Expires)
+	store(&b.table[to].Expires, b.table[from].Expires)
 	b.spillTo(next, 1)
-	atomic.StoreUint64(&b.table[to].Word, b.table[from].Word)
+	store(&b.table[to].Word, b.table[from].Word)
 	b.epoch.grew()
 	b.epoch.shrinks()
-	atomic.StoreUint64(&b.table[from].Word, gone(b.spill[from/bpf.Ban4Slots]))
+	store(&b.table[from].Word, gone(b.spill[from/bpf.Ban4Slots]))
 	b.spillTo(p, -1)
 	b.met.move(from, to)
 }
@@ -148,14 +146,14 @@ func (b *ban6) home(k key6) uint32 { return uint32(b.hashOf(k)>>32) & b.mask }
 // move has an entry stand in another slot of its window.
 func (b *ban6) move(k key6, from, to int) {
 	old, e := &b.table[from], &b.table[to]
-	atomic.StoreUint64(&e.Hi, old.Hi)
-	atomic.StoreUint64(&e.Lo, old.Lo)
-	atomic.StoreUint64(&e.Expires, old.Expires)
+	store(&e.Hi, old.Hi)
+	store(&e.Lo, old.Lo)
+	store(&e.Expires, old.Expires)
 	b.spillTo(k, to, 1)
-	atomic.StoreUint64(&e.Word, old.Word)
+	store(&e.Word, old.Word)
 	b.epoch.grew()
 	b.epoch.shrinks()
-	atomic.StoreUint64(&old.Word, gone(b.spill[from/bpf.Ban6Slots]))
+	store(&old.Word, gone(b.spill[from/bpf.Ban6Slots]))
 	b.spillTo(k, from, -1)
 	b.met.move(from, to)
 }
