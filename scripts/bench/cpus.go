@@ -50,17 +50,11 @@ func (b *bench) cpus(ctx context.Context) error {
 		b.report.Notes = append(b.report.Notes, "cpus: left out, there is one CPU alone")
 		return nil
 	}
-	bans4, bans6 := b.lists(false).bans, b.lists(true).bans
-	sh, err := newShield(b.sizes, bans4, bans6)
+	sh, rivals, closeAll, err := b.subjects()
 	if err != nil {
 		return err
 	}
-	defer sh.close()
-	rivals, err := newRivals(bans4, bans6, b.sizes.Sources)
-	if err != nil {
-		return err
-	}
-	defer rivals.close()
+	defer closeAll()
 	w, err := newWrappers(false)
 	if err != nil {
 		return err

@@ -39,6 +39,9 @@ func TestReportIntoDocument(t *testing.T) {
 	}
 	r := &report{Rows: []row{
 		{Part: "program", Case: oneSource, Family: "ipv4", Subject: bare, Unit: "ns", Figure: figure{20, 19, 21}},
+		{Part: "program", Case: oneSource, Family: "ipv4", Subject: field, Unit: "ns", Figure: figure{200, 200, 200}},
+		row{Part: "program", Case: oneSource, Family: "ipv6", Subject: levee, Unit: "ns", Figure: figure{60, 60, 60}}.
+			ratio("ipv4", []float64{60}, []float64{50}).atMost(1.5),
 		row{Part: "program", Case: oneSource, Family: "ipv4", Subject: levee, Unit: "ns", Figure: figure{50, 49, 51}}.
 			ratio(bare, []float64{50}, []float64{20}).atMost(2),
 	}, Notes: []string{"xdp-filter is not installed"}}
@@ -53,6 +56,9 @@ func TestReportIntoDocument(t *testing.T) {
 	}
 	for _, want := range []string{"before\n" + reportBegin, reportEnd + "after\n", "### program\n",
 		"| one clean source | ipv4 | levee | 50.0 ns | 49.0 .. 51.0 | 2.50 x bare | at most 2 | MISSED |  |\n",
+		"- Of 2 bounds 1 hold.\n", "- A packet of ipv4 costs 0.25 to 0.25 times what it costs on an LPM trie and an LRU hash.\n",
+		"- A packet of ipv6 costs 1.20 to 1.20 times what one of ipv4 does.\n",
+		"- Missed: program one clean source ipv4 levee: 50.0 ns (2.50 x bare), bound at most 2\n",
 		"- xdp-filter is not installed\n"} {
 		if strings.Count(string(doc), want) != 1 {
 			t.Errorf("not once: %q", want)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 )
 
@@ -28,6 +29,12 @@ func (r *report) writeDocs(path string) error {
 	out.Write(head)
 	out.WriteString(reportBegin)
 	fmt.Fprintf(&out, "\n%s.\n\n%s.\n", r.Machine, r.Setup)
+	for i, line := range r.summary() {
+		if i == 0 {
+			out.WriteByte('\n')
+		}
+		fmt.Fprintf(&out, "- %s\n", line)
+	}
 	last := ""
 	for _, row := range r.Rows {
 		if row.Part != last {
@@ -47,4 +54,56 @@ func (r *report) writeDocs(path string) error {
 	out.WriteString(reportEnd)
 	out.Write(tail)
 	return os.WriteFile(path, out.Bytes(), 0o644)
+}
+
+// summary says what holds, and what the figures come to beside the common way.
+func (r *report) summary() (lines []string) {
+	bounds, held := 0, 0
+	var over []string
+	for _, row := range r.Rows {
+		if row.Bound == nil {
+			continue
+		}
+		if bounds++; row.Bound.Pass {
+			held++
+		} else {
+			over = append(over, row.words())
+		}
+	}
+	if bounds == 0 {
+		return nil
+	}
+	lines = append(lines, fmt.Sprintf("Of %d bounds %d hold.", bounds, held))
+	for _, v6 := range []bool{false, true} {
+		var ratios []float64
+		medians := make(map[string]float64)
+		for _, row := range r.Rows {
+			if row.Part != "program" || row.Family != familyName(v6) || row.Against == "ipv4" {
+				continue
+			}
+			if row.Subject == field {
+				medians[row.Case] = row.Figure.Median
+			}
+			if theirs := medians[row.Case]; row.Subject == levee && theirs > 0 {
+				ratios = append(ratios, row.Figure.Median/theirs)
+			}
+		}
+		if len(ratios) > 0 {
+			lines = append(lines, fmt.Sprintf("A packet of %s costs %.2f to %.2f times what it costs on an LPM trie and an LRU hash.",
+				familyName(v6), slices.Min(ratios), slices.Max(ratios)))
+		}
+	}
+	var twins []float64
+	for _, row := range r.Rows {
+		if row.Part == "program" && row.Against == "ipv4" {
+			twins = append(twins, row.Ratio)
+		}
+	}
+	if len(twins) > 0 {
+		lines = append(lines, fmt.Sprintf("A packet of ipv6 costs %.2f to %.2f times what one of ipv4 does.", slices.Min(twins), slices.Max(twins)))
+	}
+	for _, words := range over {
+		lines = append(lines, "Missed: "+words)
+	}
+	return lines
 }

@@ -54,19 +54,11 @@ func (b *bench) cases(v6 bool) []source {
 
 // programs is the first part: ns a packet, beside the bare program and the common way.
 func (b *bench) programs(context.Context) error {
-	b.log("making lists")
-	bans4, bans6 := b.lists(false).bans, b.lists(true).bans
-	b.log("filling tables")
-	sh, err := newShield(b.sizes, bans4, bans6)
+	sh, rivals, closeAll, err := b.subjects()
 	if err != nil {
 		return err
 	}
-	defer sh.close()
-	rivals, err := newRivals(bans4, bans6, b.sizes.Sources)
-	if err != nil {
-		return err
-	}
-	defer rivals.close()
+	defer closeAll()
 	w, err := newWrappers(false)
 	if err != nil {
 		return err
@@ -155,6 +147,22 @@ func (b *bench) programs(context.Context) error {
 		}
 	}
 	return nil
+}
+
+// subjects are the tables of Levee and of the common way, with all the bans.
+func (b *bench) subjects() (*shield, *rivals, func(), error) {
+	b.log("filling tables")
+	bans4, bans6 := b.lists(false).bans, b.lists(true).bans
+	sh, err := newShield(b.sizes, bans4, bans6)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	rivals, err := newRivals(bans4, bans6, b.sizes.Sources)
+	if err != nil {
+		sh.close()
+		return nil, nil, nil, err
+	}
+	return sh, rivals, func() { rivals.close(); sh.close() }, nil
 }
 
 // loadCandidate loads another build, on tables for sources of its own.

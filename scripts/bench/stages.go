@@ -89,17 +89,11 @@ type stageCase struct {
 }
 
 func (b *bench) stageCosts() error {
-	bans4, bans6 := b.lists(false).bans, b.lists(true).bans
-	sh, err := newShield(b.sizes, bans4, bans6)
+	sh, rivals, closeAll, err := b.subjects()
 	if err != nil {
 		return err
 	}
-	defer sh.close()
-	rivals, err := newRivals(bans4, bans6, b.sizes.Sources)
-	if err != nil {
-		return err
-	}
-	defer rivals.close()
+	defer closeAll()
 	var wrap [2]*wrappers // plain, and with multi-buffer packets
 	for i := range wrap {
 		if wrap[i], err = newWrappers(i == 1); err != nil {
