@@ -72,14 +72,19 @@ var verdictStyles = map[state.Verdict]string{
 	state.VerdictAllowed: green, state.VerdictPasses: green,
 }
 
-func (a *app) showCheck(c state.Check) {
-	fmt.Fprintf(a.stdout, "%s  %s\n", a.paint(bold, c.Address.String()), a.paint(verdictStyles[c.Verdict], clean(strings.ToUpper(string(c.Verdict)))))
-	if c.Words != "" {
-		a.line("%s", c.Words)
+// verdict tells what becomes of packets of an address or a prefix, at so many shielded interfaces.
+func (a *app) verdict(of fmt.Stringer, v state.Verdict, words string, interfaces int) {
+	fmt.Fprintf(a.stdout, "%s  %s\n", a.paint(bold, of.String()), a.paint(verdictStyles[v], clean(strings.ToUpper(string(v)))))
+	if words != "" {
+		a.line("%s", words)
 	}
-	if c.Interfaces == 0 {
+	if interfaces == 0 {
 		fmt.Fprintln(a.stdout, a.paint(yellow, "No interface is shielded, so nothing is enforced: levee attach IFACE"))
 	}
+}
+
+func (a *app) showCheck(c state.Check) {
+	a.verdict(c.Address, c.Verdict, c.Words, c.Interfaces)
 	if len(c.Claims) > 0 {
 		a.heading("Bans")
 		a.claimGrid(c.Claims, true, "  ")

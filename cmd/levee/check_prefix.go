@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"net/netip"
-	"strings"
 
 	"github.com/levee-xdp/levee/agent/state"
 )
@@ -20,13 +18,7 @@ func (a *app) checkPrefix(ctx context.Context, p netip.Prefix) error {
 }
 
 func (a *app) showPrefixCheck(c state.PrefixCheck) {
-	fmt.Fprintf(a.stdout, "%s  %s\n", a.paint(bold, c.Prefix.String()), a.paint(verdictStyles[c.Verdict], clean(strings.ToUpper(string(c.Verdict)))))
-	if c.Words != "" {
-		a.line("%s", c.Words)
-	}
-	if c.Interfaces == 0 {
-		fmt.Fprintln(a.stdout, a.paint(yellow, "No interface is shielded, so nothing is enforced: levee attach IFACE"))
-	}
+	a.verdict(c.Prefix, c.Verdict, c.Words, c.Interfaces)
 	for _, part := range []struct {
 		heading string
 		claims  []state.Claim
