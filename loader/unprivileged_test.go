@@ -89,12 +89,14 @@ func TestUnprivileged(t *testing.T) {
 	l.setXDP("net1", other.FD(), unix.XDP_FLAGS_DRV_MODE)
 
 	const nobody = 65534
-	dir := filepath.Dir(l.lock)
+	dir, err := os.MkdirTemp("/tmp", "levee-test") // another user can pass through, whatever TMPDIR is
+	must(t, err)
+	t.Cleanup(func() { must(t, os.RemoveAll(dir)) })
+	l.lock = filepath.Join(dir, "lock")
 	must(t, os.Mkdir(l.root, 0o700))
 	for _, path := range []string{l.root, dir} {
 		must(t, os.Chown(path, nobody, nobody))
 	}
-	must(t, os.Chmod(filepath.Dir(dir), 0o755)) // the test's own folder, for another user to pass through
 	exe, err := os.Open("/proc/self/exe")
 	must(t, err)
 	defer exe.Close()
