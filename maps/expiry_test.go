@@ -37,6 +37,7 @@ func TestManyEnd(t *testing.T) {
 			s.sizes.Ban4Entries, s.sizes.Ban6Entries = n, n/4
 			k := load(t, s)
 			r := seeded(t)
+			w := watcher{t: t, batch: asker(t, k)} // first: to load it takes time that the bans do not have
 			ends, latest := fillEnding(t, k, r, n, during)
 			for _, list := range ends {
 				slices.SortFunc(list, func(a, b ending) int { return int(int64(a.end - b.end)) })
@@ -51,7 +52,6 @@ func TestManyEnd(t *testing.T) {
 					wg.Go(func() { sweep(k, list, &stop) })
 				}
 			}
-			w := watcher{t: t, batch: asker(t, k)}
 			for !t.Failed() && Monotonic() < latest+3*late {
 				for _, list := range ends {
 					w.watch(list, r)
