@@ -134,7 +134,7 @@ Then the daemon says so, and nothing is attached. On anything older than 5.15 it
 		row(&b, cells...)
 	}
 
-	b.WriteString("\n## Tests\n\n")
+	b.WriteString("\n## Tests\n\nEach row is of the last run of that package's tests on that kernel.\n\n")
 	row(&b, "kernel", "release", "package", "passed", "skipped", "failed")
 	row(&b, repeat("---", 6)...)
 	for _, r := range results {
