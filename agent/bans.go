@@ -170,8 +170,7 @@ func (e *engine) decide(proposals []state.Proposal) ([]state.Outcome, error) {
 
 // enforce takes to the kernel what the state has granted.
 func (e *engine) enforce(outcomes []state.Outcome) error {
-	var prefixes []netip.Prefix
-	var of []int
+	prefixes, of := make([]netip.Prefix, 0, len(outcomes)), make([]int, 0, len(outcomes))
 	for i := range outcomes {
 		// What the state holds unchanged the kernel may lack, if it once had no room.
 		if outcomes[i].Status != state.StatusRefused {

@@ -5,6 +5,7 @@ import (
 	"iter"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -160,7 +161,7 @@ func (r *Reconciler) apply(prefixes []netip.Prefix) (failed []*state.Error) {
 	)
 	for from := 0; from < len(prefixes); from += part {
 		bans, places, none = r.State.EffectiveOf(prefixes[from:min(from+part, len(prefixes))], bans[:0], places[:0], none)
-		kernel = kernel[:0]
+		kernel = slices.Grow(kernel[:0], len(bans))
 		for _, b := range bans {
 			kernel = append(kernel, kernelBan(b))
 		}

@@ -39,11 +39,23 @@ func (s *Store) Effective(p netip.Prefix) (Ban, bool) {
 func (s *Store) EffectiveOf(prefixes []netip.Prefix, bans []Ban, places []int, none []netip.Prefix) ([]Ban, []int, []netip.Prefix) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	for i, p := range prefixes {
-		if ban, ok := s.effective(s.head(keyOf(p))); ok {
-			bans, places = append(bans, ban), append(places, i)
-		} else {
-			none = append(none, p)
+	bans, places = slices.Grow(bans, len(prefixes)), slices.Grow(places, len(prefixes))
+	var keys [touched]key
+	var hashes [touched]uint32
+	for from := 0; from < len(prefixes); from += touched {
+		part := prefixes[from:min(from+touched, len(prefixes))]
+		for i, p := range part {
+			keys[i] = keyOf(p)
+			hashes[i] = s.index.hash(keys[i])
+		}
+		s.index.touch(hashes[:len(part)])
+		for i, p := range part {
+			_, slot := s.locate(keys[i], hashes[i])
+			if ban, ok := s.effective(slot); ok {
+				bans, places = append(bans, ban), append(places, from+i)
+			} else {
+				none = append(none, p)
+			}
 		}
 	}
 	return bans, places, none

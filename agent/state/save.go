@@ -57,6 +57,9 @@ func (c *change) save() *Error {
 		s.names = append(s.names, o)
 	}
 	for i := range c.entries {
+		if i%touched == 0 {
+			s.index.touch(c.hashes[i:min(i+touched, len(c.hashes))])
+		}
 		e := &c.entries[i]
 		if e.remove {
 			s.forget(e.key, e.list)
