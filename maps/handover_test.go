@@ -1,6 +1,7 @@
 package maps
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -55,11 +56,15 @@ func TestHandOver(t *testing.T) {
 			one, two := ban(c.one, false), ban(c.two, false)
 			put(two)
 			put(one)
-			for r := seeded(t); ; {
+			for r, tries := seeded(t), 0; ; tries++ {
 				if used, _ := k.Bans.Slots(); used >= c.others {
 					break
 				}
-				put(Ban{Prefix: netip.PrefixFrom(addr4(r.Uint32()|1<<31), 32), Expires: bpf.Forever})
+				// Beyond half of the slots, one that finds no room is no wonder: another does.
+				err := k.Bans.Put(Ban{Prefix: netip.PrefixFrom(addr4(r.Uint32()|1<<31), 32), Expires: bpf.Forever})
+				if used, _ := k.Bans.Slots(); err != nil && (!errors.Is(err, ErrFull) || used < 32 || tries > 1000) {
+					t.Fatalf("%d slots are used: %v", used, err)
+				}
 			}
 			k.Bans.Delete(two.Prefix)
 			hammer(t, k, addr, func() {
