@@ -5,22 +5,27 @@
 #include "hash.h"
 
 /* How often an entry or a search is looked at again when it changes under the reader's hands. */
-enum { BAN_TRIES = 4 };
+enum { BAN_TRIES = 16 };
 
 /*
  * An entry that matched is read whole: see enum ban_flags. Returns its word if it lives, else 0.
  * While it changes and still matches (another list took the prefix over), it is read again. The
  * expiry is read on both sides of the word: between two looks at the word alone a writer may have
- * put another ban there and this one back.
+ * put another ban there and this one back. One who does so twice is told by the epoch, which rises
+ * each time that a ban gives way to one that enforces less.
  */
 static __always_inline __u64 ban_read(const __u64 *word, __u64 seen, const __u64 *expires,
 				      __u64 mask, __u64 want)
 {
-	for (int i = 0; i < BAN_TRIES; i++) {
+	const struct control *control = lookup(controls, 0);
+
+	for (int i = 0; control && i < BAN_TRIES; i++) {
+		__u64 epoch = READ_ONCE(control->ban_epoch);
 		__u64 until = READ_ONCE(*expires);
 		__u64 again = READ_ONCE(*word);
 
-		if (likely(again == seen && READ_ONCE(*expires) == until)) {
+		if (likely(again == seen && READ_ONCE(*expires) == until &&
+			   READ_ONCE(control->ban_epoch) == epoch)) {
 			/* The coarse clock is late by a tick at most (4 ms at 250 Hz), and nearly free. */
 			return until == NS_FOREVER || until > bpf_ktime_get_coarse_ns() ? seen : 0;
 		}

@@ -139,7 +139,7 @@ func readEntry(at *uint64, seen uint64, expires *uint64, mask, want uint64) (wor
 }
 
 // banTries is BAN_TRIES of ban.h.
-const banTries = 4
+const banTries = 16
 
 // lookup is the twin of ban4_find.
 func (b *ban4) lookup(addr uint32) (word, expires uint64) {

@@ -47,7 +47,7 @@ func TestHandOver(t *testing.T) {
 					t.Error(err)
 				}
 			}
-			// Not so many that it would look longer than four changes take: it gives up after as many.
+			// Not so many that it would look longer than its tries take: it gives up after sixteen.
 			for i := range 8 {
 				if bits := addr.BitLen() * (8 - i) / 8; c.monitored && bits != c.one && bits != c.two {
 					put(ban(bits, true))
