@@ -4,8 +4,8 @@
 #include "allow.h"
 #include "hash.h"
 
-/* How often an entry or a search is looked at again when it changes under the reader's hands. */
-enum { BAN_TRIES = 16 };
+/* How often an entry is read, and a search made, when it changes under the reader's hands. */
+enum { BAN_READS = 4, BAN_TRIES = 16 };
 
 /*
  * An entry that matched is read whole: see enum ban_flags. Returns its word if it lives, else 0.
@@ -19,7 +19,7 @@ static __always_inline __u64 ban_read(const __u64 *word, __u64 seen, const __u64
 {
 	const struct control *control = lookup(controls, 0);
 
-	for (int i = 0; control && i < BAN_TRIES; i++) {
+	for (int i = 0; control && i < BAN_READS; i++) {
 		__u64 epoch = READ_ONCE(control->ban_epoch);
 		__u64 until = READ_ONCE(*expires);
 		__u64 again = READ_ONCE(*word);

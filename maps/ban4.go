@@ -121,7 +121,7 @@ func (b *ban4) find(c class4, key uint32) (word, expires uint64) {
 
 // readEntry is the twin of ban_read.
 func readEntry(at *uint64, seen uint64, expires *uint64, mask, want uint64) (word, until uint64) {
-	for range banTries {
+	for range banReads {
 		until := atomic.LoadUint64(expires)
 		again := atomic.LoadUint64(at)
 		if again == seen {
@@ -138,8 +138,11 @@ func readEntry(at *uint64, seen uint64, expires *uint64, mask, want uint64) (wor
 	return 0, 0
 }
 
-// banTries is BAN_TRIES of ban.h.
-const banTries = 16
+// As in ban.h.
+const (
+	banReads = 4
+	banTries = 16
+)
 
 // lookup is the twin of ban4_find.
 func (b *ban4) lookup(addr uint32) (word, expires uint64) {
