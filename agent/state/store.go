@@ -1,7 +1,6 @@
 package state
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -98,12 +97,6 @@ type memory struct {
 type segments struct {
 	first, next uint64
 	entries     int
-}
-
-// boot is a boot of the host, and how far its monotonic clock was behind the wall's when last seen.
-type boot struct {
-	id     string
-	offset int64 // ns
 }
 
 // DamagedError says that the file is there, and is not what was written.
@@ -347,174 +340,6 @@ func encodeLog(g segments) []byte {
 
 func segmentKey(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
 
-// load reads everything into memory, and checks it.
-func (s *Store) load(tx *bbolt.Tx) error {
-	damaged := func(format string, args ...any) error {
-		return &DamagedError{s.config.Path, fmt.Errorf(format, args...)}
-	}
-	s.memory = memory{
-		claims:     newClaims(),
-		names:      []Origin{""},
-		numbers:    map[Origin]uint16{},
-		allows:     newAllowTable(),
-		proxies:    &bart.Table[Prefix]{},
-		limits:     newLimitTable(),
-		interfaces: map[string]Interface{},
-	}
-	for _, b := range buckets {
-		if tx.Bucket(b) == nil {
-			return damaged("it lacks the bucket %s", b)
-		}
-	}
-	meta := tx.Bucket(bucketMeta)
-	if wall := meta.Get(keyWall); len(wall) == 8 {
-		s.wall = int64(binary.BigEndian.Uint64(wall))
-	}
-	if err := s.loadBoots(tx); err != nil {
-		return damaged("%w", err)
-	}
-	if err := s.loadLists(tx); err != nil {
-		return damaged("%w", err)
-	}
-	if err := s.loadSettings(tx); err != nil {
-		return damaged("%w", err)
-	}
-	if err := s.loadTrials(tx); err != nil {
-		return damaged("%w", err)
-	}
-	if err := s.loadTokens(tx); err != nil {
-		return damaged("%w", err)
-	}
-	s.fresh = meta.Get(keyUnfilled) != nil
-	log := meta.Get(keyLog)
-	if len(log) != 16 {
-		return damaged("it lacks the bounds of its log")
-	}
-	s.segments = segments{first: binary.BigEndian.Uint64(log), next: binary.BigEndian.Uint64(log[8:])}
-	if err := s.loadSegments(tx); err != nil {
-		return damaged("%w", err)
-	}
-	return nil
-}
-
-func (s *Store) loadSegments(tx *bbolt.Tx) error {
-	now := s.clock.Monotonic()
-	want := s.segments.first
-	c := tx.Bucket(bucketSegments).Cursor()
-	for k, v := c.First(); k != nil; k, v = c.Next() {
-		if !bytes.Equal(k, segmentKey(want)) {
-			return fmt.Errorf("segment %d is missing", want)
-		}
-		err := decodeSegment(v, func(e *entry) error {
-			s.segments.entries++
-			if int(e.list) >= len(s.names) || e.list == 0 {
-				return fmt.Errorf("names an unknown list %d", e.list)
-			}
-			if !e.remove && e.expires != Forever && int(e.boot) >= len(s.boots) {
-				return fmt.Errorf("names an unknown boot %d", e.boot)
-			}
-			r := s.recordOf(e, want)
-			if e.remove || r.expires <= now {
-				s.forget(e.key, e.list)
-				return nil
-			}
-			r.words = s.texts.hold(e.words)
-			s.put(r)
-			return nil
-		})
-		if err != nil {
-			return fmt.Errorf("segment %d: %w", want, err)
-		}
-		want++
-	}
-	if want != s.segments.next {
-		return fmt.Errorf("segment %d is missing", want)
-	}
-	return nil
-}
-
-func (s *Store) loadLists(tx *bbolt.Tx) error {
-	return tx.Bucket(bucketLists).ForEach(func(k, v []byte) error {
-		if len(v) != 2 {
-			return fmt.Errorf("list %q has no number", k)
-		}
-		n := binary.BigEndian.Uint16(v)
-		if n == 0 || n >= MaxLists {
-			return fmt.Errorf("list %q has the number %d", k, n)
-		}
-		for int(n) >= len(s.names) {
-			s.names = append(s.names, "")
-		}
-		s.names[n] = Origin(k)
-		s.numbers[Origin(k)] = n
-		return nil
-	})
-}
-
-// loadBoots reads the boots that expiries refer to, and enters this one. A wall clock that is behind
-// what was seen before a reboot has not been set yet, so what was seen stands in for it.
-func (s *Store) loadBoots(tx *bbolt.Tx) error {
-	err := tx.Bucket(bucketBoots).ForEach(func(k, v []byte) error {
-		if len(k) != 2 || len(v) < 8 || int(binary.BigEndian.Uint16(k)) != len(s.boots) {
-			return errors.New("its boots make no sense")
-		}
-		s.boots = append(s.boots, boot{id: string(v[8:]), offset: int64(binary.BigEndian.Uint64(v))})
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	id := s.clock.Boot()
-	if n := len(s.boots); n == 0 || s.boots[n-1].id != id {
-		wall := max(s.clock.Now().UnixNano(), s.wall)
-		s.boots = append(s.boots, boot{id, wall - int64(s.clock.Monotonic())})
-	} else {
-		s.boots[n-1].offset = s.offsetNow()
-	}
-	s.boot = uint16(len(s.boots) - 1)
-	return nil
-}
-
-// offsetNow is how far the monotonic clock is behind the wall's.
-func (s *Store) offsetNow() int64 {
-	return s.clock.Now().UnixNano() - int64(s.clock.Monotonic())
-}
-
-// fromBoot brings an expiry from a boot's clock into this one's; 0 if it passed before this boot.
-// Within a boot the monotonic clock alone speaks; across boots the wall clock does.
-func (m *memory) fromBoot(expires uint64, n uint16) uint64 {
-	if expires == Forever || n == m.boot {
-		return expires
-	}
-	return uint64(max(int64(expires)+m.boots[n].offset-m.boots[m.boot].offset, 0))
-}
-
-// toBoot is the way back.
-func (m *memory) toBoot(expires uint64, n uint16) uint64 {
-	if expires == Forever || n == m.boot {
-		return expires
-	}
-	return uint64(max(int64(expires)+m.boots[m.boot].offset-m.boots[n].offset, 0))
-}
-
-// recordOf makes an entry's record; its words are not held yet.
-func (s *Store) recordOf(e *entry, segment uint64) record {
-	r := record{created: e.created, segment: uint32(segment), list: e.list, boot: e.boot, expires: e.expires}
-	r.setKey(e.key)
-	if e.monitor {
-		r.flags |= recordMonitor
-	}
-	if !e.remove {
-		r.expires = s.fromBoot(e.expires, e.boot)
-	}
-	return r
-}
-
-func (s *Store) entryOf(r *record) entry {
-	return entry{key: r.key(), list: r.list, boot: r.boot, monitor: r.monitor(), created: r.created,
-		expires: s.toBoot(r.expires, r.boot), words: s.texts.text[r.words]}
-}
-
 // write runs a transaction. After an error nothing of it is on disk, and the caller has changed
 // nothing in memory.
 func (s *Store) write(what string, f func(*bbolt.Tx) error) (failed *Error) {
@@ -529,12 +354,4 @@ func (s *Store) write(what string, f func(*bbolt.Tx) error) (failed *Error) {
 		return &Error{Code: CodeStorage, Field: "state", Value: s.config.Path, Detail: fmt.Sprintf("%s: %v", what, advised(err))}
 	}
 	return nil
-}
-
-// wallTime says when on the wall clock a monotonic time is; zero for Forever.
-func (m *memory) wallTime(mono uint64) time.Time {
-	if mono == Forever {
-		return time.Time{}
-	}
-	return time.Unix(0, int64(mono)+m.boots[m.boot].offset).UTC()
 }
