@@ -263,20 +263,12 @@ func (b backend) limits(api huma.API) {
 			if err != nil {
 				return nil, err
 			}
-			free, ok := takePlace(ctx, settle)
-			if !ok {
-				return nil, busy(tooMany)
-			}
-			defer free()
-			return reply1(b.SetLimit(actorOf(ctx), in.Name, in.Body, d))
+			return inPlace(ctx, settle, func() (*answer[state.LimitView], error) {
+				return reply1(b.SetLimit(actorOf(ctx), in.Name, in.Body, d))
+			})
 		})
-	huma.Register(api, operation(state.ScopeLimit, http.MethodDelete, "/v1/limits/{name}", "remove-limit", "Take a limit of the run time back"),
+	huma.Register(api, heavy(operation(state.ScopeLimit, http.MethodDelete, "/v1/limits/{name}", "remove-limit", "Take a limit of the run time back"), settle),
 		func(ctx context.Context, in *LimitName) (*none, error) {
-			free, ok := takePlace(ctx, settle)
-			if !ok {
-				return nil, busy(tooMany)
-			}
-			defer free()
 			return nil, problemOf(b.RemoveLimit(actorOf(ctx), in.Name))
 		})
 }
@@ -330,12 +322,9 @@ func (b backend) views(api huma.API) {
 			if err != nil {
 				return nil, problemOf(err)
 			}
-			free, ok := takePlace(ctx, measured(d))
-			if !ok {
-				return nil, busy(tooMany)
-			}
-			defer free()
-			return reply1(b.Sources(ctx, in.By, in.N, d))
+			return inPlace(ctx, measured(d), func() (*answer[state.SourceList], error) {
+				return reply1(b.Sources(ctx, in.By, in.N, d))
+			})
 		})
 	huma.Register(api, operation(state.ScopeRead, http.MethodGet, "/v1/status", "status", "What is dropped, why, and whether anybody innocent is among it"),
 		func(ctx context.Context, in *struct{ Sampling }) (*answer[state.Overview], error) {
@@ -343,12 +332,9 @@ func (b backend) views(api huma.API) {
 			if err != nil {
 				return nil, problemOf(err)
 			}
-			free, ok := takePlace(ctx, measured(d))
-			if !ok {
-				return nil, busy(tooMany)
-			}
-			defer free()
-			return reply1(b.Status(ctx, d))
+			return inPlace(ctx, measured(d), func() (*answer[state.Overview], error) {
+				return reply1(b.Status(ctx, d))
+			})
 		})
 	huma.Register(api, operation(state.ScopeRead, http.MethodGet, "/v1/stats", "stats", "Every counter"),
 		func(context.Context, *none) (*answer[state.Stats], error) { return reply1(b.Stats()) })

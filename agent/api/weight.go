@@ -49,6 +49,17 @@ func takePlace(ctx context.Context, w weight) (free func(), ok bool) {
 	return all[w].take(ctx, actorKeyOf(actorOf(ctx)))
 }
 
+// inPlace does something when there is a place for it, where the place depends on what the request says, or
+// must not be held while its body comes.
+func inPlace[T any](ctx context.Context, w weight, do func() (*T, error)) (*T, error) {
+	free, ok := takePlace(ctx, w)
+	if !ok {
+		return nil, busy(tooMany)
+	}
+	defer free()
+	return do()
+}
+
 // heavy marks an operation as none of the light ones.
 func heavy(op huma.Operation, w weight) huma.Operation {
 	op.Metadata[metaWeight] = w
