@@ -14,10 +14,7 @@ import (
 
 func TestCompile(t *testing.T) {
 	if _, err := findClang(""); err != nil {
-		if os.Getenv("LEVEE_SETUP") != "" {
-			t.Fatalf("scripts/setup has run, and there is no clang: %v", err)
-		}
-		t.Skip("there is no clang here: scripts/setup installs it")
+		lacks(t, "clang")
 	}
 	l := newLab(t)
 	c := CompileConfig{CacheDir: filepath.Join(t.TempDir(), "cache")}
@@ -63,7 +60,7 @@ func TestCompile(t *testing.T) {
 
 func TestCompileRefuses(t *testing.T) {
 	if !exists("/bin/sh") {
-		t.Skip("no shell here, which plays the compilers")
+		lacks(t, "shell, which plays the compilers")
 	}
 	dir := t.TempDir()
 	script := func(name, body string) string {

@@ -65,6 +65,16 @@ func newLab(t *testing.T) *lab {
 	return l
 }
 
+// lacks ends a test for want of a tool. Where scripts/setup has run it is there; a virtual machine of make
+// test-kernels has none but the tests.
+func lacks(t *testing.T, tool string) {
+	t.Helper()
+	if os.Getenv("LEVEE_SETUP") != "" {
+		t.Fatalf("scripts/setup has run, and there is no %s", tool)
+	}
+	t.Skipf("there is no %s here", tool)
+}
+
 func needsRoot(t *testing.T) {
 	t.Helper()
 	if os.Getenv("LEVEE_UNPRIVILEGED") != "" {
