@@ -155,11 +155,6 @@ static __always_inline int plain_way(struct xdp_md *ctx, const struct control *c
 		if (reason == REASON_MAX)
 			return -1;
 	}
-	if (likely(reason == REASON_CONTINUE)) {
-		/* What verdict() comes to for it, where the compiler knows which counter that is. */
-		count(counter_of(REASON_CLEAN, plain->family, false), &pkt);
-		return XDP_PASS;
-	}
 	return verdict(ctx, control, &pkt, reason);
 }
 

@@ -126,6 +126,11 @@ static __always_inline enum xdp_action verdict(struct xdp_md *ctx, const struct 
 
 	if (reason == REASON_CONTINUE)
 		reason = REASON_CLEAN;
+	/* Most packets: the compiler knows the counter, where it knows the family. */
+	if (likely(reason == REASON_CLEAN && !pkt->shadow)) {
+		count(counter_of(REASON_CLEAN, pkt->family, false), pkt);
+		return XDP_PASS;
+	}
 	if (reason < REASON_FIRST_DROP && pkt->shadow) {
 		reason = pkt->shadow;
 		monitored = true;
