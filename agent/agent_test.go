@@ -428,6 +428,45 @@ func TestInterfaces(t *testing.T) {
 	}
 }
 
+// An interface that was attached is told of, though the kernel can no longer be asked.
+func TestAttachNeedsNoList(t *testing.T) {
+	k := newFakeKernel()
+	d := newDaemon(t, k, "")
+	k.mu.Lock()
+	k.attaching = func() { k.noList.Store(true) }
+	k.mu.Unlock()
+	v, err := d.Attach(t.Context(), state.AttachRequest{Name: "eth1", Mode: state.ModeGeneric})
+	k.noList.Store(false)
+	want := state.InterfaceView{Name: "eth1", Attached: true, Mode: "generic", Wanted: state.ModeGeneric, Source: state.FromAPI,
+		Ifindex: 2, ProgramID: 7, ProgramTag: "0123456789abcdef"}
+	if err != nil || v != want {
+		t.Errorf("%+v, %v, want %+v", v, err, want)
+	}
+	list, err := d.Interfaces(t.Context())
+	if err != nil || len(list.Interfaces) != 1 || list.Interfaces[0] != want {
+		t.Errorf("listed as %+v, %v", list.Interfaces, err)
+	}
+}
+
+// A detached interface whose detaching can't be kept is detached all the same, and that is said.
+func TestDetachNotKept(t *testing.T) {
+	d := newDaemon(t, newFakeKernel(), "interfaces: [eth0]\n")
+	mend := breakDisk(t, d.statePath())
+	err := d.Detach(t.Context(), "eth0")
+	mend()
+	e, ok := errors.AsType[*client.Error](err)
+	if !ok || e.Code != state.CodeStorage || !strings.Contains(err.Error(), "eth0 is detached, but the daemon's next start would shield it") {
+		t.Errorf("%v, %+v", err, e)
+	}
+	list, err := d.Interfaces(t.Context())
+	if err != nil || len(list.Interfaces) != 1 || list.Interfaces[0].Attached {
+		t.Errorf("%+v, %v", list.Interfaces, err)
+	}
+	if err := d.Detach(t.Context(), "eth0"); err != nil { // again, now that it can be kept
+		t.Error(err)
+	}
+}
+
 // An interface that the file no longer names is let go, also when the daemon did not run meanwhile.
 func TestInterfaceDropped(t *testing.T) {
 	d := newDaemon(t, newFakeKernel(), "interfaces: [eth0, eth1]\n")

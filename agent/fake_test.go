@@ -43,6 +43,7 @@ type fakeKernel struct {
 	sources     []kernel.Source
 	noLimits    atomic.Bool // limits can't be written
 	noCounters  atomic.Bool // nor counters read
+	noList      atomic.Bool // nor what is attached
 	panic       atomic.Bool // no lock: an admin who asks for it is not to wait for the fake
 	switches    kernel.Switches
 	pinned      bool
@@ -153,6 +154,9 @@ func (s *fakeShield) Detach(name string) error {
 }
 
 func (s *fakeShield) Attachments() ([]loader.Attachment, error) {
+	if s.noList.Load() {
+		return nil, syscall.ENOMEM
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.attachments), nil

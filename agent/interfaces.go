@@ -24,12 +24,7 @@ func (e *engine) Interfaces() ([]state.InterfaceView, error) {
 		return views[name]
 	}
 	for _, a := range attachments {
-		v := view(a.Name)
-		v.Attached, v.Why, v.Ifindex = a.Mode != loader.ModeNone, a.Why, a.Ifindex
-		v.ProgramID, v.ProgramTag = uint32(a.ProgramID), a.ProgramTag
-		if v.Attached {
-			v.Mode = a.Mode.String()
-		}
+		*view(a.Name) = attachmentView(a)
 	}
 	for _, i := range e.state.Interfaces() {
 		if mode, source, ok := i.Wanted(); ok {
@@ -55,7 +50,17 @@ func (e *engine) Interfaces() ([]state.InterfaceView, error) {
 	return out, nil
 }
 
-// Attach shields an interface, now and after a restart.
+func attachmentView(a loader.Attachment) state.InterfaceView {
+	v := state.InterfaceView{Name: a.Name, Attached: a.Mode != loader.ModeNone, Why: a.Why, Ifindex: a.Ifindex,
+		ProgramID: uint32(a.ProgramID), ProgramTag: a.ProgramTag}
+	if v.Attached {
+		v.Mode = a.Mode.String()
+	}
+	return v
+}
+
+// Attach shields an interface, now and after a restart. What the kernel said when it was attached is the
+// answer: nothing is read afterwards, which could fail.
 func (e *engine) Attach(by state.Actor, r state.AttachRequest) (state.InterfaceView, error) {
 	e.settings.Lock()
 	defer e.settings.Unlock()
@@ -76,9 +81,10 @@ func (e *engine) Attach(by state.Actor, r state.AttachRequest) (state.InterfaceV
 	if !had || known.API != r.Mode {
 		a.Things = things
 	}
-	began, err := e.onTrial(&a, nil, func() ([]state.Thing, error) {
-		left, err := e.attach(r, before)
-		if err != nil && !left {
+	var now loader.Attachment
+	began, err := e.onTrial(&a, nil, func() (_ []state.Thing, err error) {
+		var left bool
+		if now, left, err = e.attach(r, before); err != nil && !left {
 			return nil, err
 		}
 		return things, err
@@ -86,25 +92,17 @@ func (e *engine) Attach(by state.Actor, r state.AttachRequest) (state.InterfaceV
 	if err != nil {
 		return state.InterfaceView{}, err
 	}
-	views, err := e.Interfaces()
-	if err != nil {
-		return state.InterfaceView{}, err
-	}
-	for _, v := range views {
-		if v.Name == r.Name {
-			v.Trial = began
-			return v, nil
-		}
-	}
-	return state.InterfaceView{Name: r.Name, Trial: began}, nil
+	v := attachmentView(now)
+	v.Wanted, v.Source, v.Trial = r.Mode, state.FromAPI, began
+	return v, nil
 }
 
 // attach attaches an interface that was attached in a mode before, or with none was not. It tells with
 // an error whether it could not be put back so.
-func (e *engine) attach(r state.AttachRequest, before string) (left bool, err error) {
-	now, err := e.shield.Attach(r.Name, kernelMode(r.Mode))
+func (e *engine) attach(r state.AttachRequest, before string) (now loader.Attachment, left bool, err error) {
+	now, err = e.shield.Attach(r.Name, kernelMode(r.Mode))
 	if err != nil {
-		return false, attachError(r.Name, err)
+		return now, false, attachError(r.Name, err)
 	}
 	if err := e.state.RememberAttached(r.Name, r.Mode); err != nil {
 		var undo error
@@ -118,10 +116,10 @@ func (e *engine) attach(r state.AttachRequest, before string) (left bool, err er
 		if undo != nil {
 			err = errors.Join(err, attachError(r.Name, undo))
 		}
-		return undo != nil, err
+		return now, undo != nil, err
 	}
 	e.trouble(r.Name, "")
-	return false, nil
+	return now, false, nil
 }
 
 // attachedModes is in which mode each interface is attached, if it is.
@@ -193,7 +191,12 @@ func (e *engine) Detach(by state.Actor, name string) error {
 			return nil, attachError(name, err)
 		}
 		e.trouble(name, "")
-		return things, e.state.RememberDetached(name)
+		if err := e.state.RememberDetached(name); err != nil {
+			failed := *state.AsError(err, state.CodeStorage)
+			failed.Detail = "the interface " + name + " is detached, but the daemon's next start would shield it again: " + failed.Detail
+			return nil, &failed
+		}
+		return things, nil
 	})
 	return err
 }
