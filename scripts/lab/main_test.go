@@ -62,11 +62,8 @@ func TestUsage(t *testing.T) {
 }
 
 func TestMissing(t *testing.T) {
-	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-levee", "/proc/self/exe")
+	cmd := asNobody(t, "-levee", "/proc/self/exe")
 	cmd.Env = append(os.Environ(), asLab+"=1")
-	if os.Geteuid() == 0 {
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}} // nobody
-	}
 	said, err := cmd.CombinedOutput()
 	if ended, ok := errors.AsType[*exec.ExitError](err); !ok || ended.ExitCode() != exitMissing {
 		t.Errorf("%v, want the exit code %d", err, exitMissing)
@@ -74,6 +71,28 @@ func TestMissing(t *testing.T) {
 	if !strings.Contains(string(said), "not root") {
 		t.Errorf("says %q", said)
 	}
+}
+
+// A network that can't be made is an error, and what was made of it is taken down.
+func TestNetworkNotMade(t *testing.T) {
+	if os.Geteuid() == 0 {
+		if said, err := asNobody(t, "-test.run=^TestNetworkNotMade$").CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, said)
+		}
+		return
+	}
+	if n, err := newNetwork(); err == nil || n != nil {
+		t.Errorf("%+v, %v", n, err)
+	}
+}
+
+// asNobody is this program again, as somebody who may do nothing.
+func asNobody(t *testing.T, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", args...)
+	if os.Geteuid() == 0 {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	}
+	return cmd
 }
 
 func TestExitCode(t *testing.T) {

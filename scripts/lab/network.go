@@ -51,12 +51,12 @@ type network struct {
 	notes               []string // what could not be had, in words
 }
 
-func newNetwork() (n *network, err error) {
+func newNetwork() (_ *network, err error) {
 	outside, err := space.Netns()
 	if err != nil {
 		return nil, err
 	}
-	n = &network{
+	n := &network{
 		outside:   outside,
 		hostLink:  fmt.Sprintf("lv%ds", os.Getpid()),
 		worldLink: fmt.Sprintf("lv%dw", os.Getpid()),
