@@ -43,10 +43,10 @@ type wire struct {
 	links              []link.Link
 }
 
-func newWire(cpu, number int) (w *wire, err error) {
+func newWire(cpu, number int) (_ *wire, err error) {
 	// Short, and of this process alone: receive threads are found by the name.
 	name := fmt.Sprintf("l%x%c", os.Getpid(), 'a'+number)
-	w = &wire{fromName: name + "0", toName: name + "1"}
+	w := &wire{fromName: name + "0", toName: name + "1"}
 	defer func() {
 		if err != nil {
 			w.close()

@@ -47,8 +47,8 @@ type world struct {
 	lastPrograms map[ebpf.ProgramID]bool
 }
 
-func newWorld() (w *world, err error) {
-	w = &world{lastMaps: map[ebpf.MapID]bool{}, lastPrograms: map[ebpf.ProgramID]bool{}}
+func newWorld() (_ *world, err error) {
+	w := &world{lastMaps: map[ebpf.MapID]bool{}, lastPrograms: map[ebpf.ProgramID]bool{}}
 	defer func() {
 		if err != nil {
 			w.close()
