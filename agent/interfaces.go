@@ -193,7 +193,7 @@ func (e *engine) Detach(by state.Actor, name string) error {
 		e.trouble(name, "")
 		if err := e.state.RememberDetached(name); err != nil {
 			failed := *state.AsError(err, state.CodeStorage)
-			failed.Detail = "the interface " + name + " is detached, but the daemon's next start would shield it again: " + failed.Detail
+			failed.Detail = "the interface " + name + " is detached, but the daemon's next start would shield it again, for its state says so still (" + failed.Detail + ")"
 			return nil, &failed
 		}
 		return things, nil

@@ -112,7 +112,7 @@ func (e *engine) release(changed []state.Thing) error {
 	}
 	if err := e.state.Release(held); err != nil {
 		failed := *state.AsError(err, state.CodeStorage)
-		failed.Detail = "the change is in force, but what had been on trial before is so still, and would take it back: " + failed.Detail
+		failed.Detail = "the change is in force, but what had been on trial before is so still, and would take it back (" + failed.Detail + ")"
 		return &failed
 	}
 	return nil
