@@ -105,7 +105,7 @@ func (b *ban4) find(c class4, key uint32) (word, expires uint64) {
 		for j := range bucket {
 			word := atomic.LoadUint64(&bucket[j].Word)
 			if word&ban4Match == want {
-				word, expires := readEntry(&bucket[j].Word, word, &bucket[j].Expires, ban4Match, want)
+				word, expires := b.epoch.readEntry(&bucket[j].Word, word, &bucket[j].Expires, ban4Match, want)
 				if word != 0 {
 					return word, expires
 				}
@@ -120,11 +120,12 @@ func (b *ban4) find(c class4, key uint32) (word, expires uint64) {
 }
 
 // readEntry is the twin of ban_read.
-func readEntry(at *uint64, seen uint64, expires *uint64, mask, want uint64) (word, until uint64) {
+func (e *epoch) readEntry(at *uint64, seen uint64, expires *uint64, mask, want uint64) (word, until uint64) {
 	for range banReads {
+		epoch := atomic.LoadUint64(e.word)
 		until := atomic.LoadUint64(expires)
 		again := atomic.LoadUint64(at)
-		if again == seen {
+		if again == seen && atomic.LoadUint64(expires) == until && atomic.LoadUint64(e.word) == epoch {
 			if lived(until) {
 				return seen, until
 			}
@@ -169,7 +170,7 @@ func (b *ban4) lookup(addr uint32) (word, expires uint64) {
 			wide := &b.wide[addr>>16]
 			w, e := atomic.LoadUint64(&wide.Word), uint64(0)
 			if live(w) {
-				w, e = readEntry(&wide.Word, w, &wide.Expires, bpf.BanLive, bpf.BanLive)
+				w, e = b.epoch.readEntry(&wide.Word, w, &wide.Expires, bpf.BanLive, bpf.BanLive)
 			} else {
 				w = 0
 			}

@@ -112,7 +112,7 @@ func (b *ban6) find(hi, lo uint64, length int) (word, expires uint64) {
 			e := &bucket[j]
 			word := atomic.LoadUint64(&e.Word)
 			if word&ban6Match == want && atomic.LoadUint64(&e.Hi) == k.hi && atomic.LoadUint64(&e.Lo) == k.lo {
-				word, expires := readEntry(&e.Word, word, &e.Expires, ban6Match, want)
+				word, expires := b.epoch.readEntry(&e.Word, word, &e.Expires, ban6Match, want)
 				if word != 0 {
 					return word, expires
 				}

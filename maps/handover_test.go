@@ -67,12 +67,12 @@ func TestHandOver(t *testing.T) {
 				}
 			}
 			k.Bans.Delete(two.Prefix)
-			hammer(t, k, addr, func() {
+			hammer(t, func() {
 				put(two)
 				k.Bans.Delete(one.Prefix)
 				put(one)
 				k.Bans.Delete(two.Prefix)
-			}, func(got batch.Answer) bool { return got == batch.Answer{Verdict: xdpDrop} })
+			}, program(t, k, addr, func(got batch.Answer) bool { return got == batch.Answer{Verdict: xdpDrop} }))
 		})
 	}
 }
@@ -90,33 +90,33 @@ func TestEndedStaysEnded(t *testing.T) {
 				}
 			}
 			put(Ban{Prefix: p, Monitor: true, Expires: bpf.Forever})
-			hammer(t, k, p.Addr(), func() {
+			turn := func() {
 				put(Ban{Prefix: p, Expires: 1, List: 1})
 				put(Ban{Prefix: p, Monitor: true, Expires: bpf.Forever})
-			}, func(got batch.Answer) bool { return got.Verdict == xdpPass })
+			}
+			hammer(t, turn, program(t, k, p.Addr(), func(got batch.Answer) bool { return got.Verdict == xdpPass }))
+			hammer(t, turn, func() error {
+				for range questions {
+					if ban, ok := k.Bans.Lookup(p.Addr()); ok && !ban.Monitor {
+						return fmt.Errorf("Lookup says %+v", ban)
+					}
+				}
+				return nil
+			})
 		})
 	}
 }
 
-// hammer changes the table again and again while the program is asked about one address, and fails
-// where an answer is not right.
-func hammer(t *testing.T, k *kernel, addr netip.Addr, turn func(), right func(batch.Answer) bool) {
-	b := asker(t, k)
-	addrs := slices.Repeat([]netip.Addr{addr}, 4096)
+// hammer changes the table again and again while it is asked, and fails with what the asking says.
+func hammer(t *testing.T, turn func(), ask func() error) {
 	var stop atomic.Bool
 	var wg sync.WaitGroup
 	asked := 0
 	wg.Go(func() {
 		defer stop.Store(true)
-		var answers []batch.Answer
-		for end := time.Now().Add(time.Duration(long()) * 250 * time.Millisecond); time.Now().Before(end); asked += len(addrs) {
-			var err error
-			if answers, err = b.Ask(answers[:0], addrs); err != nil {
-				t.Error(err)
-				return
-			}
-			if i := slices.IndexFunc(answers, func(got batch.Answer) bool { return !right(got) }); i >= 0 {
-				t.Errorf("after %d lookups the program says %+v", asked+i, answers[i])
+		for end := time.Now().Add(time.Duration(long()) * 250 * time.Millisecond); time.Now().Before(end); asked += questions {
+			if err := ask(); err != nil {
+				t.Errorf("after %d lookups: %v", asked, err)
 				return
 			}
 		}
@@ -127,4 +127,23 @@ func hammer(t *testing.T, k *kernel, addr netip.Addr, turn func(), right func(ba
 	}
 	wg.Wait()
 	t.Logf("%d turns, %d lookups", turns, asked)
+}
+
+// questions is how often the table is asked at a time.
+const questions = 4096
+
+// program asks the program about an address, and says which of its answers is not right.
+func program(t *testing.T, k *kernel, addr netip.Addr, right func(batch.Answer) bool) (ask func() error) {
+	b := asker(t, k)
+	addrs := slices.Repeat([]netip.Addr{addr}, questions)
+	var answers []batch.Answer
+	return func() (err error) {
+		if answers, err = b.Ask(answers[:0], addrs); err != nil {
+			return err
+		}
+		if i := slices.IndexFunc(answers, func(got batch.Answer) bool { return !right(got) }); i >= 0 {
+			return fmt.Errorf("the program says %+v", answers[i])
+		}
+		return nil
+	}
 }
