@@ -2,7 +2,10 @@ package maps
 
 import (
 	"errors"
+	"slices"
 	"testing"
+
+	"github.com/levee-xdp/levee/bpf"
 )
 
 // TestPutMany puts random bans many at a time, of prefixes that overlap and that occur twice, into tables
@@ -39,7 +42,6 @@ func TestPutMany(t *testing.T) {
 							t.Fatalf("%+v: %v", ban, failed[i])
 						}
 					}
-					whole(t, k.Bans)
 					verify(t, k.Bans, m)
 					for range 100 {
 						ask(t, k.Bans, m, w.addr(w.IntN(2) == 0), w.now)
@@ -60,4 +62,27 @@ func TestPutMany(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestPutManyWithOneBeside fills a table anew whose words somebody else has cleared: a prefix that was kept
+// beside it, for it stood in none of its slots, looks as if nothing were known of it.
+func TestPutManyWithOneBeside(t *testing.T) {
+	k := load(t, onlyBans())
+	short := Ban{Prefix: prefix("192.0.2.0/32"), Expires: Monotonic() + 3600e9}
+	over := Ban{Prefix: prefix("192.0.2.0/31"), Expires: bpf.Forever}
+	for _, ban := range []Ban{short, over} {
+		if err := k.Bans.Put(ban); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := len(k.Bans.v4.beside); n != 1 {
+		t.Fatalf("%d prefixes stand beside the table", n)
+	}
+	for i := range k.Bans.v4.table {
+		k.Bans.v4.table[i].Word = 0
+	}
+	if _, err := k.Bans.Sync(slices.Values([]Ban{short})); err != nil {
+		t.Fatal(err)
+	}
+	verify(t, k.Bans, model{short.Prefix: short})
 }
