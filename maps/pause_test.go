@@ -55,7 +55,7 @@ func TestHandOverAtEachMoment(t *testing.T) {
 					t.Errorf("%s is gone", ban.Prefix)
 				}
 			}
-			run := func(stops uint64, meanwhile func()) (uint32, int) {
+			run := func(stops []int, meanwhile func()) (uint32, int) {
 				t.Helper()
 				for range 20 { // the machine may be busy
 					verdict, moments, err := stop.Run(frame(addr), stops, meanwhile)
@@ -75,10 +75,13 @@ func TestHandOverAtEachMoment(t *testing.T) {
 			}
 			// As many moments as a look has that finds what enforces at its end.
 			put(ban(slices.Min(c.lengths)))
-			_, look := run(0, nil)
+			_, look := run(nil, nil)
 			remove(ban(slices.Min(c.lengths)))
 			if look < c.least {
 				t.Fatalf("a look has %d moments, not even %d: it asks for less than this test is about", look, c.least)
+			}
+			if most := banTries * look; most > pause.Moments {
+				t.Fatalf("%d looks have %d moments: too many to stop at each", banTries, most)
 			}
 			lengths := c.lengths
 			if long() > 1 {
@@ -91,8 +94,12 @@ func TestHandOverAtEachMoment(t *testing.T) {
 						continue
 					}
 					for moment := range look {
-						// Once; and in three looks in a row: the fourth is the last.
-						for _, stops := range []uint64{1 << moment, 1<<moment | 1<<(moment+look) | 1<<(moment+2*look)} {
+						// Once; and in each look but the last.
+						var each []int
+						for i := range banTries - 1 {
+							each = append(each, moment+i*look)
+						}
+						for _, stops := range [][]int{each[:1], each} {
 							now, next := ban(one), ban(other)
 							put(now)
 							verdict, _ := run(stops, func() {
@@ -102,7 +109,7 @@ func TestHandOverAtEachMoment(t *testing.T) {
 								turns++
 							})
 							if verdict != xdpDrop {
-								t.Errorf("%s is banned by a /%d or a /%d all the time, and passed when they took turns at the moments %b",
+								t.Errorf("%s is banned by a /%d or a /%d all the time, and passed when they took turns at the moments %v",
 									addr, one, other, stops)
 							}
 							remove(now)

@@ -11,7 +11,7 @@ static long (*const bpf_loop)(__u32 nr, void *callback, void *ctx,
 			      __u64 flags) = (void *)181; /* since 5.17 */
 
 enum {
-	MOMENTS = 64,
+	MOMENTS = 256,
 	TURNS = 1 << 23, /* as many as the kernel allows at once */
 	WAITS = 8,	 /* so many turns take some seconds */
 };
@@ -20,7 +20,7 @@ enum {
 #define PATIENCE_NS 2000000000ULL
 
 struct pause {
-	__u64 stops; /* a bit for each moment to wait at */
+	__u64 stops[MOMENTS / 64]; /* a bit for each moment to wait at */
 	__u64 moments;
 	__u64 waits; /* how often it has waited, the present time included */
 	__u64 freed; /* how often user space has let it go on */
@@ -61,7 +61,7 @@ __noinline int moment(void)
 	if (!wait.pause)
 		return 0;
 	now = wait.pause->moments++;
-	if (now >= MOMENTS || !(wait.pause->stops >> now & 1))
+	if (now >= MOMENTS || !(wait.pause->stops[now / 64] >> (now & 63) & 1))
 		return 0;
 	wait.end = bpf_ktime_get_ns() + PATIENCE_NS;
 	WRITE_ONCE(wait.pause->waits, wait.pause->waits + 1);

@@ -16,6 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Moments is how many moments of a run can be stopped at.
+const Moments = 64 * len(pausePause{}.Stops)
+
 // Map is the name of the map that a program with pauses has besides its own.
 const Map = pauseMapPauses
 
@@ -91,10 +94,10 @@ func Of(program *ebpf.Program, pauses *ebpf.Map) (*Pause, error) {
 var ErrLate = errors.New("the program went on before it was told to")
 
 // Run hands a frame to the program and returns its verdict, and how many moments there were at which the
-// function began or ended. At each moment whose bit is set in stops, the program waits while meanwhile is
-// called, on a goroutine of its own. It needs two CPUs: a program that waits leaves its own to nobody.
+// function began or ended. At each moment that stops names, of the first Moments, the program waits while
+// meanwhile is called, on a goroutine of its own. It needs two CPUs: a program that waits leaves its own to nobody.
 // Returns ErrLate if one of the waits was too long.
-func (p *Pause) Run(frame []byte, stops uint64, meanwhile func()) (verdict uint32, moments int, err error) {
+func (p *Pause) Run(frame []byte, stops []int, meanwhile func()) (verdict uint32, moments int, err error) {
 	var all, first unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &all); err != nil {
 		return 0, 0, fmt.Errorf("ask which CPUs there are: %w", err)
@@ -106,7 +109,10 @@ func (p *Pause) Run(frame []byte, stops uint64, meanwhile func()) (verdict uint3
 			rest.Clear(cpu)
 		}
 	}
-	*p.shared = pausePause{Stops: stops}
+	*p.shared = pausePause{}
+	for _, moment := range stops {
+		p.shared.Stops[moment/64] |= 1 << (moment % 64)
+	}
 	var ended atomic.Bool
 	var group errgroup.Group
 	group.Go(func() (err error) {

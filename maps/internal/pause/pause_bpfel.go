@@ -15,7 +15,7 @@ import (
 
 type pausePause struct {
 	_       structs.HostLayout
-	Stops   uint64
+	Stops   [4]uint64
 	Moments uint64
 	Waits   uint64
 	Freed   uint64
