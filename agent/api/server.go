@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/levee-xdp/levee/agent/listen"
 	"github.com/levee-xdp/levee/agent/state"
 )
 
@@ -131,7 +132,7 @@ func (s *Server) listenTCP(ctx context.Context) (*door, net.Listener, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", t.Listen)
+	listener, err := listen.TCP(ctx, t.Listen, s.config.Log)
 	if err != nil {
 		return nil, nil, fmt.Errorf("api.tcp.listen: %w", err)
 	}

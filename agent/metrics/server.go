@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/levee-xdp/levee/agent/listen"
 	"github.com/levee-xdp/levee/agent/state"
 )
 
@@ -85,9 +86,9 @@ type Server struct {
 
 // Listen takes an address such as 127.0.0.1:9464. Whether it may be one that other hosts reach was
 // decided before. On a loopback address, requests for other hosts' names are refused, so that no web
-// page can have a browser ask here. The log may be nil.
+// page can have a browser ask here. The address may be one that the host gets later. The log may be nil.
 func Listen(address string, h http.Handler, log *slog.Logger) (*Server, error) {
-	l, err := net.Listen("tcp", address) // binding does not wait
+	l, err := listen.TCP(context.Background(), address, log) // binding does not wait
 	if err != nil {
 		return nil, fmt.Errorf("metrics: %w", err)
 	}
