@@ -34,10 +34,10 @@ import (
 
 var update = flag.Bool("update", false, "draw docs/dashboard.svg anew")
 
-// quicker are the windows of the alerts' queries, for a run of less than a minute, and the one bound that
-// a sound daemon does not come to.
+// quicker are the times in the alerts' queries, for a run of less than a minute, and the one bound that a
+// sound daemon does not come to.
 var quicker = strings.NewReplacer("[1h] offset 10m", "[10s] offset 12s", "[2m]", "[5s]", "[5m]", "[5s]", "[10m]", "[15s]", "[15m]", "[30s]", "[1d]", "[20s]",
-	"_timestamp_seconds > 120", "_timestamp_seconds > 3")
+	"offset 10m", "offset 15s", "offset 1d", "offset 20s", "< 86400", "< 20", "_timestamp_seconds > 120", "_timestamp_seconds > 3")
 
 const (
 	calm   = 24 * time.Second // what is usual
