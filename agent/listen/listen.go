@@ -14,9 +14,9 @@ import (
 
 // TCP listens on an address such as 192.0.2.1:9464. The daemon runs before the network does, and on hosts
 // that have a shared address only now and then; so an address that no interface has is taken as well: it is
-// answered from the moment that one has it. The log, which may be nil, then says so, for it may be a slip. An
+// answered from the moment that one has it. The logger, which may be nil, then says so, for it may be a slip. An
 // error is the system's: the port is taken, or the address is none.
-func TCP(ctx context.Context, address string, log *slog.Logger) (net.Listener, error) {
+func TCP(ctx context.Context, address string, logger *slog.Logger) (net.Listener, error) {
 	config := net.ListenConfig{Control: func(network, _ string, c syscall.RawConn) error {
 		level, option := unix.SOL_IP, unix.IP_FREEBIND
 		if network == "tcp6" {
@@ -35,8 +35,8 @@ func TCP(ctx context.Context, address string, log *slog.Logger) (net.Listener, e
 	if err != nil {
 		return nil, err
 	}
-	if a, ok := l.Addr().(*net.TCPAddr); ok && log != nil && !here(a.AddrPort().Addr()) {
-		log.Warn("no interface has this address; who asks there is answered as soon as one has it", "address", address)
+	if a, ok := l.Addr().(*net.TCPAddr); ok && logger != nil && !here(a.AddrPort().Addr()) {
+		logger.Warn("no interface has this address; who asks there is answered as soon as one has it", "address", address)
 	}
 	return l, nil
 }

@@ -2,6 +2,8 @@ package main
 
 import (
 	"errors"
+	"io/fs"
+	"os"
 
 	"github.com/spf13/cobra"
 
@@ -43,11 +45,19 @@ func (a *app) configCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			// Without a file the defaults are in force; of one that bears another name that is not to be read as praise.
+			_, missing := os.Stat(name)
+			none := errors.Is(missing, fs.ErrNotExist)
 			if a.machine() {
 				return a.printJSON(struct {
-					File string `json:"file"`
-					OK   bool   `json:"ok"`
-				}{name, true})
+					File  string `json:"file"`
+					Found bool   `json:"found"`
+					OK    bool   `json:"ok"`
+				}{name, !none, true})
+			}
+			if none {
+				a.say("there is no %s: the defaults are in force, nothing is attached or limited by itself", name)
+				return nil
 			}
 			a.say("%s is fine: %s, %s, %s", name, plural(len(c.Interfaces), "interface", "interfaces"),
 				plural(len(c.Limits), "limit", "limits"), plural(len(c.Allow), "allow entry", "allow entries"))

@@ -637,6 +637,14 @@ func TestConfig(t *testing.T) {
 	if r := (call{args: []string{"config", "check", good}}).run(t, ""); r.code != 0 || !strings.Contains(r.stdout, "is fine: 1 interface, 0 limits") {
 		t.Errorf("check: exit %d, %q, %q", r.code, r.stdout, r.stderr)
 	}
+	if _, err := os.Stat(config.Path); err != nil { // of a file that is not there it does not say that it is fine
+		if r := (call{args: []string{"config", "check"}}).run(t, ""); r.code != 0 || !strings.Contains(r.stdout, "there is no "+config.Path+": the defaults are in force") {
+			t.Errorf("check: exit %d, %q, %q", r.code, r.stdout, r.stderr)
+		}
+		if r := (call{args: []string{"config", "check", "-o", "json"}}).run(t, ""); r.code != 0 || !strings.Contains(r.stdout, `"found": false`) {
+			t.Errorf("check: exit %d, %q, %q", r.code, r.stdout, r.stderr)
+		}
+	}
 	if r := (call{args: []string{"config", "check", bad}}).run(t, ""); r.code != exitUsage || !strings.Contains(r.stderr, "nonsense") {
 		t.Errorf("check: exit %d, %q, %q", r.code, r.stdout, r.stderr)
 	}
