@@ -128,7 +128,7 @@ func start(ctx context.Context, o *Options) (_ *engine, _ *metrics.Server, err e
 	if err := e.open(ctx, kernel, c); err != nil {
 		return nil, nil, errors.Join(err, e.close())
 	}
-	server, err := e.metricsServer(c)
+	server, err := e.metricsServer(ctx, c)
 	if err != nil {
 		return nil, nil, errors.Join(err, e.close())
 	}
@@ -232,7 +232,7 @@ func (e *engine) open(ctx context.Context, kernel Kernel, c *config.Config) (err
 	return nil
 }
 
-func (e *engine) metricsServer(c *config.Config) (*metrics.Server, error) {
+func (e *engine) metricsServer(ctx context.Context, c *config.Config) (*metrics.Server, error) {
 	if c.Metrics.Listen == "" {
 		return nil, nil // no server is wanted
 	}
@@ -240,7 +240,7 @@ func (e *engine) metricsServer(c *config.Config) (*metrics.Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return metrics.Listen(c.Metrics.Listen, metrics.Handler(registry, e.Health), e.log)
+	return metrics.Listen(ctx, c.Metrics.Listen, metrics.Handler(registry, e.Health), e.log)
 }
 
 // close lets go of everything; the shield stays up.

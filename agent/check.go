@@ -91,7 +91,20 @@ func (e *engine) verdict(c *state.Check) (state.Verdict, string) {
 	case penalty != nil:
 		return state.VerdictPenalty, fmt.Sprintf("is dropped: it broke the limit %s and serves its penalty%s", penalty.Limit, e.until(penalty.PenaltyUntil))
 	}
-	return state.VerdictPasses, "passes, as long as it keeps to its limit"
+	return state.VerdictPasses, e.passing(c, monitor)
+}
+
+// passing says what holds an address that nothing drops.
+func (e *engine) passing(c *state.Check, monitor bool) string {
+	switch {
+	case len(c.Allows) > 0 && c.Allows[0].NoLimits:
+		return fmt.Sprintf("passes: the allow entry %s exempts it from limits", state.PrefixString(c.Allows[0].Prefix))
+	case len(c.Limits) == 0:
+		return "passes: no ban touches it, and no limit is set for it"
+	case monitor || !slices.ContainsFunc(c.Limits, func(name string) bool { return !e.monitors(name) }):
+		return "passes, and is counted where it breaks a limit: that only monitors"
+	}
+	return "passes, as long as it keeps to its limit"
 }
 
 func (e *engine) monitors(limit string) bool {
@@ -111,7 +124,7 @@ func (e *engine) until(t time.Time) string {
 // alone, or else those of services, and the default for what is left.
 func (e *engine) limitsFor(addr netip.Addr) []string {
 	longest, best := -1, ""
-	var services []string
+	services := []string{}
 	for _, l := range e.state.Limits() {
 		for _, p := range l.Sources {
 			if p.Contains(addr) && p.Bits() > longest {
@@ -126,7 +139,10 @@ func (e *engine) limitsFor(addr netip.Addr) []string {
 		return []string{best}
 	}
 	slices.Sort(services)
-	return append(services, state.DefaultLimit)
+	if l, ok := e.state.Limit(state.DefaultLimit); ok && l.Source != state.FromDefault {
+		services = append(services, state.DefaultLimit)
+	}
+	return services
 }
 
 // event makes a sampled packet's view.

@@ -87,8 +87,8 @@ type Server struct {
 // Listen takes an address such as 127.0.0.1:9464. Whether it may be one that other hosts reach was
 // decided before. On a loopback address, requests for other hosts' names are refused, so that no web
 // page can have a browser ask here. The address may be one that the host gets later. The log may be nil.
-func Listen(address string, h http.Handler, log *slog.Logger) (*Server, error) {
-	l, err := listen.TCP(context.Background(), address, log) // binding does not wait
+func Listen(ctx context.Context, address string, h http.Handler, log *slog.Logger) (*Server, error) {
+	l, err := listen.TCP(ctx, address, log) // binding does not wait
 	if err != nil {
 		return nil, fmt.Errorf("metrics: %w", err)
 	}

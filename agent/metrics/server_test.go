@@ -26,7 +26,7 @@ func serve(t *testing.T, health func() state.Health) (string, func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := Listen("127.0.0.1:0", Handler(registry, health), nil)
+	s, err := Listen(t.Context(), "127.0.0.1:0", Handler(registry, health), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,14 +162,14 @@ func isTimeout(err error) bool {
 }
 
 func TestListenErrors(t *testing.T) {
-	if _, err := Listen("192.0.2.1", nil, nil); err == nil || !strings.Contains(err.Error(), "192.0.2.1") {
+	if _, err := Listen(t.Context(), "192.0.2.1", nil, nil); err == nil || !strings.Contains(err.Error(), "192.0.2.1") {
 		t.Error(err)
 	}
-	s, err := Listen("127.0.0.1:0", nil, nil)
+	s, err := Listen(t.Context(), "127.0.0.1:0", nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Listen(s.Addr().String(), nil, nil); err == nil {
+	if _, err := Listen(t.Context(), s.Addr().String(), nil, nil); err == nil {
 		t.Error("an address was taken twice")
 	}
 	s.Close()
