@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/netip"
 	"net/url"
 	"os"
@@ -122,6 +123,9 @@ func (n *Notify) Secret() ([]byte, error) {
 	}
 	f, err := os.Open(n.SecretFile)
 	if err != nil {
+		if errors.Is(err, fs.ErrPermission) {
+			err = fmt.Errorf("%w; the daemon's user has to be able to read it; run: chown levee %s", err, n.SecretFile)
+		}
 		return nil, fmt.Errorf("notify.secret_file: %w", err)
 	}
 	defer f.Close()

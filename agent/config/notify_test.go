@@ -3,8 +3,11 @@ package config
 import (
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestWebhookURL(t *testing.T) {
@@ -52,7 +55,18 @@ func TestNotifySecret(t *testing.T) {
 			t.Errorf("%s: %q, %v", name, got, err)
 		}
 	}
-	n := Notify{SecretFile: dir}
+	n := Notify{SecretFile: filepath.Join(dir, "fine")}
+	if err := os.Chmod(n.SecretFile, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := asNobody(func() error { _, err := n.Secret(); return err }); err == nil || !strings.Contains(err.Error(), "chown levee "+n.SecretFile) {
+		t.Errorf("another's file: %v", err)
+	}
+	n.SecretFile = filepath.Join(dir, "missing")
+	if _, err := n.Secret(); err == nil || strings.Contains(err.Error(), "chown") {
+		t.Errorf("no such file: %v", err)
+	}
+	n.SecretFile = dir
 	if _, err := n.Secret(); err == nil {
 		t.Error("a directory is a secret")
 	}
@@ -60,4 +74,18 @@ func TestNotifySecret(t *testing.T) {
 	if got, err := n.Secret(); got != nil || err != nil {
 		t.Errorf("no file: %q, %v", got, err)
 	}
+}
+
+// asNobody does something as a user who owns no file; if root tests, for others are held to a file's mode.
+func asNobody(do func() error) error {
+	result := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends as nobody
+		if err := unix.Setfsuid(65534); err != nil {
+			result <- err
+			return
+		}
+		result <- do()
+	}()
+	return <-result
 }

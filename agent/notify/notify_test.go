@@ -187,8 +187,8 @@ func TestGuard(t *testing.T) {
 		address                  string
 		plain, loopback, private bool // whether it may be connected to, by the guard's setting
 	}{
-		{"192.0.2.1:443", true, true, true},
-		{"[2001:db8::1]:443", true, true, true},
+		{"192.0.2.1:443", true, false, true},
+		{"[2001:db8::1]:443", true, false, true},
 		{"127.0.0.1:443", false, true, false},
 		{"[::1]:443", false, true, false},
 		{"[::ffff:127.0.0.1]:443", false, true, false},

@@ -63,6 +63,8 @@ func (g guard) control(_, address string, _ syscall.RawConn) error {
 	switch {
 	case g.loopback && addr.IsLoopback():
 		return nil
+	case g.loopback: // it may be http, and a resolver may say anything of localhost
+		return refusedTarget{addr, "is not this very host, which the URL names"}
 	case !addr.IsGlobalUnicast(): // loopback, link-local (cloud metadata), multicast, unspecified
 		return refusedTarget{addr, "is not an address of another host"}
 	case (addr.IsPrivate() || shared.Contains(addr)) && !g.private:
