@@ -718,7 +718,9 @@ func TestMetricsAndHealth(t *testing.T) {
 	}
 	code, body := get("/metrics")
 	for _, want := range []string{`levee_bans{family="ipv4",origin="api"} 1`, `levee_ban_changes_total{op="added",origin="api"} 1`,
-		`levee_interface_attached{interface="eth0",mode="native"} 1`, `levee_reconcile_drift`, `levee_api_requests_total{code="200",route="POST /v1/bans"} 1`, `levee_build_info{`} {
+		`levee_interface_attached{interface="eth0",mode="native"} 1`, `levee_reconcile_drift`, `levee_api_requests_total{code="200",route="POST /v1/bans"} 1`, `levee_build_info{`,
+		`levee_banned_prefixes{family="ipv4"} 1`, `levee_table_entries{table="ipv4_bans"} 1`, `levee_table_capacity{table="sources"} `,
+		`levee_sources_tracked 0`, `levee_panic 0`, `levee_monitor_mode 0`, `levee_scrape_errors_total{part="state"} 0`} {
 		if code != 200 || !strings.Contains(body, want) {
 			t.Errorf("the metrics lack %s", want)
 		}

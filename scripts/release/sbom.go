@@ -108,7 +108,7 @@ func moduleOf(m *debug.Module) (component, error) {
 
 // purl is a package URL (https://github.com/package-url/purl-spec), type golang.
 func purl(path, version string) string {
-	return "pkg:golang/" + path + "@" + strings.NewReplacer("+", "%2B", "~", "~").Replace(version)
+	return "pkg:golang/" + path + "@" + strings.ReplaceAll(version, "+", "%2B")
 }
 
 // serial makes a UUID (RFC 9562, version 8: of one's own making) of a digest, the same for the same
