@@ -131,7 +131,7 @@ func TestMetricNames(t *testing.T) {
 	}
 }
 
-// Panels have numbers of their own, stand within the width, and not upon each other.
+// Panels have numbers of their own, say what they show, stand within the width, and not upon each other.
 func TestLayout(t *testing.T) {
 	panels := readPanels(t)
 	ids := map[int]bool{}
@@ -140,6 +140,9 @@ func TestLayout(t *testing.T) {
 			t.Errorf("panel %d %q: its number or title", p.ID, p.Title)
 		}
 		ids[p.ID] = true
+		if (p.Type == "row") != (p.Description == "") {
+			t.Errorf("%s does not say what it shows, or is a row that does: %q", p.Title, p.Description)
+		}
 		if (p.Type == "row") != (len(p.Targets) == 0) {
 			t.Errorf("%s: %d queries", p.Title, len(p.Targets))
 		}

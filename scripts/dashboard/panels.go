@@ -13,6 +13,7 @@ type Panel struct {
 	ID          int    `json:"id"`
 	Type        string `json:"type"`
 	Title       string `json:"title"`
+	Description string `json:"description"`
 	Grid        Grid   `json:"gridPos"`
 	FieldConfig struct {
 		Defaults struct {
