@@ -187,6 +187,13 @@ func TestService(t *testing.T) {
 	c.want("find /sys/fs/bpf -mindepth 1 ! -name '*.debug' | wc -l", "0") // those are the kernel's own
 	c.want("systemctl is-active levee levee.socket", "inactive\ninactive")
 	c.must("test -e /etc/levee/levee.yaml && test -e /var/lib/levee/state.db")
+	c.must("dpkg -i /srv/levee1.deb")
+	c.want("systemctl is-active levee", "active")
+	c.want("systemctl is-enabled levee", "enabled")
+	f.heard()
+	f.wantDropped("installed again")
+	c.must("dpkg --remove levee")
+	f.wantPassing("removed again")
 	c.must("dpkg --purge levee")
 	c.want("systemctl list-unit-files --no-legend 'levee*' | wc -l", "0")
 	c.want("find /etc/systemd -name 'levee.service' -o -name 'levee.socket' -o -name '*levee*.wants' | wc -l", "0")
