@@ -178,7 +178,15 @@ func (n *Notifier) tell(ctx context.Context, event Event, a Attack, before map[s
 		n.Log.Error("notify: a notification could not be written", "error", err)
 		return
 	}
-	n.Log.Warn("notify: an attack begins, goes on or has ended", "event", event, "attack", a.ID, "packets_per_second", int64(a.Rate), "packets", a.Packets, "mode", n.Mode())
+	told := n.Log.With("attack", a.ID, "packets_per_second", int64(a.Rate), "packets", a.Packets, "mode", n.Mode())
+	switch event {
+	case Start:
+		told.Warn("notify: an attack has begun")
+	case Summary:
+		told.Warn("notify: an attack goes on")
+	case End:
+		told.Warn("notify: an attack is over")
+	}
 	var random [8]byte
 	rand.Read(random[:]) // never fails
 	select {

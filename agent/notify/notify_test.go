@@ -1,11 +1,13 @@
 package notify
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -344,6 +346,14 @@ func (h *hook) await(t *testing.T, n int) {
 func TestAttackIsTold(t *testing.T) {
 	h := newHook(t)
 	s := newScene(t, h)
+	var said bytes.Buffer
+	s.Log = slog.New(slog.NewTextHandler(&said, nil))
+	t.Cleanup(func() { // when nobody writes any more
+		begun, over := strings.Index(said.String(), "an attack has begun"), strings.Index(said.String(), "an attack is over")
+		if begun < 0 || over < begun || strings.Contains(said.String(), "goes on") {
+			t.Errorf("the log: %s", said.String())
+		}
+	})
 	s.source("198.51.100.1/32", 5)
 	s.source("198.51.100.2/32", 1_000_000) // long ago
 	s.start()

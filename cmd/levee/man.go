@@ -33,16 +33,16 @@ func (a *app) builders() []*cobra.Command {
 			root := cmd.Root()
 			root.DisableAutoGenTag = true
 			root.CompletionOptions.HiddenDefaultCmd = true
-			root.Long += overview(root)
+			root.Long += firstPage(root)
 			header := &doc.GenManHeader{Section: "1", Source: "Levee", Manual: "Levee", Date: &date}
 			return doc.GenManTree(root, header, args[0])
 		},
 	}}
 }
 
-// overview is what the manual's first page has beyond the help: it is what `man levee` shows, and what the
+// firstPage is what the manual's first page has beyond the help: it is what `man levee` shows, and what the
 // units name as their documentation.
-func overview(root *cobra.Command) string {
+func firstPage(root *cobra.Command) string {
 	var b strings.Builder
 	b.WriteString("\n\n# COMMANDS\nEach has a page of its own: **man levee-ban**, **man levee-limit-set**.\n")
 	item := func(name, words string) { fmt.Fprintf(&b, "\n**%s**\n: %s\n", name, words) }
