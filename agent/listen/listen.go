@@ -1,4 +1,3 @@
-// Package listen takes TCP addresses that the host may not have yet.
 package listen
 
 import (
