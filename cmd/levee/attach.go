@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"net"
 
 	"github.com/spf13/cobra"
@@ -206,9 +208,9 @@ func (a *app) detachPinned(names []string, all bool, root pinnedRoot, unreachabl
 		}
 		switch {
 		case err != nil && len(done) > 0:
-			return &codeError{exitPartly, err}
+			return &codeError{exitPartly, asRoot(err)}
 		case err != nil:
-			return err
+			return asRoot(err)
 		case len(done) == 0:
 			a.say("no interface is shielded")
 		default:
@@ -216,7 +218,7 @@ func (a *app) detachPinned(names []string, all bool, root pinnedRoot, unreachabl
 		}
 		return a.detached(nil)
 	}
-	done, failed, err := eachOf(a, names, func(name string) (string, error) { return name, a.offline.detach(path, name) })
+	done, failed, err := eachOf(a, names, func(name string) (string, error) { return name, asRoot(a.offline.detach(path, name)) })
 	if err != nil {
 		return err
 	}
@@ -251,6 +253,14 @@ func (r *pinnedRoot) path() (string, error) {
 		return agent.PinnedRoot, nil
 	}
 	return "", err
+}
+
+// asRoot says of what was not permitted who may.
+func asRoot(err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w\nwithout a daemon that answers, this needs root", err)
+	}
+	return err
 }
 
 // pinned is what works without a daemon.

@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -16,6 +17,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -587,6 +589,17 @@ func TestWithoutDaemon(t *testing.T) {
 	}
 	if r := (call{args: []string{"panic", "on"}, change: nothing}).run(t, "/nonexistent/levee.sock"); r.code != exitNotFound || !strings.Contains(r.stderr, "everything passes anyway") {
 		t.Errorf("panic without a shield: exit %d, %q", r.code, r.stderr)
+	}
+	barred := func(e *environment) {
+		denied := &fs.PathError{Op: "open", Path: "/sys/fs/bpf/levee", Err: syscall.EACCES}
+		e.offline.setPanic = func(string, bool) error { return denied }
+		e.offline.detach = func(string, string) error { return denied }
+		e.offline.remove = func(string) ([]string, error) { return nil, fmt.Errorf("list sets: %w", denied) }
+	}
+	for _, args := range []string{"panic on", "detach --all", "detach eth0"} {
+		if r := (call{args: strings.Fields(args), change: barred}).run(t, "/nonexistent/levee.sock"); r.code != exitFailed || !strings.Contains(r.stderr, "this needs root") {
+			t.Errorf("%s as nobody: exit %d, %q", args, r.code, r.stderr)
+		}
 	}
 }
 

@@ -75,5 +75,5 @@ func (a *app) panicPinned(on bool, root *pinnedRoot, daemon error) error {
 	if errors.Is(err, agent.ErrNothingPinned) {
 		return &codeError{exitNotFound, errors.New("nothing is pinned under " + path + ": there is no shield, everything passes anyway")}
 	}
-	return err
+	return asRoot(err)
 }
