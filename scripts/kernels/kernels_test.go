@@ -309,3 +309,20 @@ func TestModules(t *testing.T) {
 		t.Error("no virtio_net, and no word of it")
 	}
 }
+
+func TestCheckVersion(t *testing.T) {
+	for _, c := range []struct{ said, want string }{
+		{"QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)\nCopyright", ""},
+		{"QEMU emulator version 11.0.0\n", ""},
+		{"QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)\n", "too old"},
+		{"QEMU emulator version 9.2.0\n", "too old"},
+		{"", "no version"},
+		{"something 10.0", "no version"},
+		{"QEMU emulator version 99999999999999999999.0", "too old"},
+	} {
+		err := checkVersion(c.said)
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%q: %v, want %q", c.said, err, c.want)
+		}
+	}
+}

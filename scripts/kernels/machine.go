@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -24,6 +26,37 @@ type machine struct {
 
 const qemu = "qemu-system-x86_64"
 
+// leastQemu is qemu's first major version of Debian that emulates two CPUs well enough. 7.2 and 8.0 may run
+// an instruction that the other CPU is patching half-way, and the guest's kernel, which patches itself each
+// time that a test run begins or ends while another one goes on, dies of it.
+const leastQemu = 10
+
+var qemuVersion = regexp.MustCompile(`^QEMU emulator version (\d+)\.`)
+
+// checkQemu looks whether qemu is there, and new enough.
+func checkQemu(ctx context.Context) error {
+	out, err := exec.CommandContext(ctx, qemu, "--version").Output()
+	if errors.Is(err, exec.ErrNotFound) {
+		return fmt.Errorf("%s is not installed; run `scripts/setup kernels` as root", qemu)
+	}
+	if err != nil {
+		return fmt.Errorf("%s --version: %w", qemu, err)
+	}
+	return checkVersion(string(out))
+}
+
+func checkVersion(said string) error {
+	first, _, _ := strings.Cut(said, "\n")
+	found := qemuVersion.FindStringSubmatch(first)
+	if found == nil {
+		return fmt.Errorf("%s --version says %q, which is no version", qemu, first)
+	}
+	if n, err := strconv.Atoi(found[1]); err != nil || n < leastQemu {
+		return fmt.Errorf("%q is too old: before %d kernels die of being emulated on two CPUs; run `scripts/setup kernels` as root", first, leastQemu)
+	}
+	return nil
+}
+
 func (m machine) run(ctx context.Context) error {
 	args := []string{
 		"-accel", m.accel, "-cpu", m.cpu, "-smp", "2", "-m", "4G", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
@@ -41,8 +74,6 @@ func (m machine) run(ctx context.Context) error {
 	cmd.WaitDelay = 10 * time.Second
 	out, err := cmd.CombinedOutput()
 	switch {
-	case errors.Is(err, exec.ErrNotFound):
-		return fmt.Errorf("%s is not installed; run `scripts/setup kernels` as root", qemu)
 	case ctx.Err() != nil:
 		return fmt.Errorf("the machine was stopped: %w", context.Cause(ctx))
 	case err != nil:

@@ -61,6 +61,11 @@ func run(ctx context.Context) error {
 	if o.update && o.tests != "" {
 		return errors.New("-update keeps the results of all tests: leave -run out")
 	}
+	if o.boots() {
+		if err := checkQemu(ctx); err != nil {
+			return err
+		}
+	}
 	dir, err := os.MkdirTemp("", "levee-kernels-")
 	if err != nil {
 		return err
@@ -120,6 +125,11 @@ func (o options) tested() []string {
 		return nil
 	}
 	return strings.Split(o.packages, ",")
+}
+
+// boots says whether any kernel but the host's is to be tested on.
+func (o options) boots() bool {
+	return slices.ContainsFunc(kernels, func(k kernel) bool { return o.asked(k.Name) })
 }
 
 // asked says whether a kernel is to be tested on.
