@@ -184,8 +184,10 @@ func brokenOff(line int, err error) error {
 
 // plainLine reads a prefix; of a comment nothing comes.
 func plainLine(line []byte) (item state.BanItem, err *state.Error) {
-	if i := bytes.IndexAny(line, "#;"); i >= 0 {
-		line = bytes.TrimSpace(line[:i])
+	for _, begins := range []byte("#;") {
+		if i := bytes.IndexByte(line, begins); i >= 0 {
+			line = bytes.TrimSpace(line[:i])
+		}
 	}
 	item.Prefix = string(line)
 	if before, after, two := strings.Cut(item.Prefix, " "); two {

@@ -37,6 +37,9 @@ func Printable(s string, most int) string {
 
 func printable(s string) bool {
 	for _, r := range s {
+		if ' ' <= r && r <= '~' { // as nearly all are
+			continue
+		}
 		if !unicode.IsPrint(r) || r == utf8.RuneError {
 			return false
 		}
