@@ -38,6 +38,7 @@ type engine struct {
 	recent     recent
 	events     *events.Hub
 	ready      atomic.Bool
+	unscraped  atomic.Pointer[string] // why metrics are not served; empty: they are, or are not wanted
 
 	trials    trials
 	checking  chan struct{} // full while a prefix is checked
