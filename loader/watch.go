@@ -37,13 +37,14 @@ func (s *Set) Watch(ctx context.Context) error {
 		return fmt.Errorf("watch interfaces: %w", err)
 	}
 	defer stop()
-	s.lookAfter(ctx, events)
+	tick := time.NewTicker(reconcileEvery)
+	defer tick.Stop()
+	s.lookAfter(ctx, events, tick.C)
 	return nil
 }
 
-func (s *Set) lookAfter(ctx context.Context, events <-chan struct{}) {
-	tick := time.NewTicker(reconcileEvery)
-	defer tick.Stop()
+// lookAfter looks at the interfaces at each event and tick, until the context ends.
+func (s *Set) lookAfter(ctx context.Context, events <-chan struct{}, tick <-chan time.Time) {
 	for {
 		s.reconcile(time.Now())
 		select {
@@ -54,7 +55,7 @@ func (s *Set) lookAfter(ctx context.Context, events <-chan struct{}) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-tick:
 		case <-events:
 		}
 	}

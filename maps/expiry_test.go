@@ -37,33 +37,9 @@ func TestManyEnd(t *testing.T) {
 			s.sizes.Ban4Entries, s.sizes.Ban6Entries = n, n/4
 			k := load(t, s)
 			r := seeded(t)
-			w := watcher{t: t, batch: asker(t, k)} // first: to load it takes time that the bans do not have
-			ends, latest := fillEnding(t, k, r, n, during)
-			for _, list := range ends {
-				slices.SortFunc(list, func(a, b ending) int { return int(int64(a.end - b.end)) })
-			}
-
-			var stop atomic.Bool
-			var wg sync.WaitGroup
-			defer wg.Wait()
-			defer stop.Store(true)
-			if swept {
-				for _, list := range ends {
-					wg.Go(func() { sweep(k, list, &stop) })
-				}
-			}
-			for !t.Failed() && Monotonic() < latest+3*late {
-				for _, list := range ends {
-					w.watch(list, r)
-				}
-			}
-			wg.Wait()
-			// All have ended: none of them is there.
-			for _, list := range ends {
-				w.ask(list)
-			}
-			if n4, n6 := k.Bans.Len(); n4+n6 != n && !swept || n4+n6 != 0 && swept {
-				t.Errorf("%d and %d bans are left of %d", n4, n6, n)
+			w := watcher{t: t, batch: asker(t, k)}                                // first: to load it takes time that the bans do not have
+			for round := 0; round < 5 && min(w.before, w.after) < n/10 && !t.Failed(); round++ { // a slow machine asks less often
+				manyEnd(t, k, &w, r, n, during, swept)
 			}
 			t.Logf("%d bans, asked %d times, %d of them within 5 ms before the end, %d within 5 ms after it could last; the clock was late %d times",
 				n, w.asked, w.before, w.after, w.clock)
@@ -71,6 +47,37 @@ func TestManyEnd(t *testing.T) {
 				t.Error("too few at their ends to say anything")
 			}
 		})
+	}
+}
+
+// manyEnd lets bans end once.
+func manyEnd(t *testing.T, k *kernel, w *watcher, r *rand.Rand, n int, during time.Duration, swept bool) {
+	ends, latest := fillEnding(t, k, r, n, during)
+	for _, list := range ends {
+		slices.SortFunc(list, func(a, b ending) int { return int(int64(a.end - b.end)) })
+	}
+
+	var stop atomic.Bool
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer stop.Store(true)
+	if swept {
+		for _, list := range ends {
+			wg.Go(func() { sweep(k, list, &stop) })
+		}
+	}
+	for !t.Failed() && Monotonic() < latest+3*late {
+		for _, list := range ends {
+			w.watch(list, r)
+		}
+	}
+	wg.Wait()
+	// All have ended: none of them is there.
+	for _, list := range ends {
+		w.ask(list)
+	}
+	if n4, n6 := k.Bans.Len(); n4+n6 != n && !swept || n4+n6 != 0 && swept {
+		t.Errorf("%d and %d bans are left of %d", n4, n6, n)
 	}
 }
 
