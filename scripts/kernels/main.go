@@ -91,17 +91,20 @@ func run(ctx context.Context) error {
 	for _, n := range notes {
 		fmt.Println(n)
 	}
-	if o.update || o.probe {
-		known.keep(results)
+	if o.probe {
+		known.keep(results) // whose tests are those of before
 	}
 	wrong := errors.Join(broken, failures(results))
 	switch {
 	case !o.update:
 		return errors.Join(wrong, grown)
-	case wrong != nil:
+	case wrong != nil && o.probe:
 		return fmt.Errorf("%w\nnothing was kept", wrong)
+	case wrong != nil:
+		wrong = fmt.Errorf("%w\nnothing of this was kept, but what went well", wrong)
 	}
-	return known.write()
+	known.keep(slices.DeleteFunc(results, func(r *result) bool { return failures([]*result{r}) != nil }))
+	return errors.Join(wrong, known.write())
 }
 
 func cacheDir() string {
