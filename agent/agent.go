@@ -54,8 +54,10 @@ func Run(ctx context.Context, o Options) (err error) {
 		}
 		err = errors.Join(err, e.close())
 	}()
+	served := e.apiServer()
+	e.listeners = append(e.listeners, served)
 	tasks := []task{
-		e.apiServer(),
+		served,
 		&simple{name: "reconcile", run: e.reconciler.Run},
 		&simple{name: "protect", run: e.finder.Run},
 		&simple{name: "trials", run: e.runTrials},
@@ -67,7 +69,8 @@ func Run(ctx context.Context, o Options) (err error) {
 		e.audit,
 	}
 	if server != nil {
-		tasks = append(tasks, &simple{name: "metrics", run: server.Run})
+		tasks = append(tasks, server)
+		e.listeners = append(e.listeners, server)
 	}
 	n, err := e.notifier(e.config.Load())
 	if err != nil {
@@ -76,11 +79,15 @@ func Run(ctx context.Context, o Options) (err error) {
 	if n != nil {
 		tasks = append(tasks, &simple{name: "notify", run: n.Run})
 	}
-	address := server.listens()
 	return e.run(ctx, tasks, func() {
-		if o.Ready != nil {
-			o.Ready <- address
+		if o.Ready == nil {
+			return
 		}
+		address := ""
+		if server != nil {
+			address = server.Addr().String()
+		}
+		o.Ready <- address
 	})
 }
 
@@ -97,7 +104,7 @@ func (e *engine) apiServer() *api.Server {
 
 // start opens the kernel's side and the state, in this order, and makes them agree. What it returns
 // shields already.
-func start(ctx context.Context, o *Options) (_ *engine, _ *scraped, err error) {
+func start(ctx context.Context, o *Options) (_ *engine, _ *metrics.Server, err error) {
 	c := o.Config
 	if c == nil {
 		if c, err = config.Load(o.File); err != nil {
@@ -124,7 +131,7 @@ func start(ctx context.Context, o *Options) (_ *engine, _ *scraped, err error) {
 	if err := e.open(ctx, kernel, c); err != nil {
 		return nil, nil, errors.Join(err, e.close())
 	}
-	server, err := e.newScraped(ctx, c)
+	server, err := e.metricsServer(ctx, c)
 	if err != nil {
 		return nil, nil, errors.Join(err, e.close())
 	}
@@ -226,6 +233,17 @@ func (e *engine) open(ctx context.Context, kernel Kernel, c *config.Config) (err
 	}
 	e.endAtStart(undone, file)
 	return nil
+}
+
+func (e *engine) metricsServer(ctx context.Context, c *config.Config) (*metrics.Server, error) {
+	if c.Metrics.Listen == "" {
+		return nil, nil // no server is wanted
+	}
+	registry, err := metrics.NewRegistry(metrics.NewCollector(e.version, e.tables.Counters, e, e.log), e.record)
+	if err != nil {
+		return nil, err
+	}
+	return metrics.Listen(ctx, c.Metrics.Listen, metrics.Handler(registry, e.Health), e.log)
 }
 
 // close lets go of everything; the shield stays up.

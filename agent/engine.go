@@ -38,7 +38,7 @@ type engine struct {
 	recent     recent
 	events     *events.Hub
 	ready      atomic.Bool
-	unscraped  atomic.Pointer[string] // why metrics are not served; empty: they are, or are not wanted
+	listeners  []interface{ Problem() string } // none is added once the tasks run
 
 	trials    trials
 	checking  chan struct{} // full while a prefix is checked

@@ -28,8 +28,10 @@ func (e *engine) Health() state.Health {
 	case last.Drift > 0:
 		problems = append(problems, fmt.Sprintf("%d entries of the kernel's tables differed from the state and were put right: something else writes them", last.Drift))
 	}
-	if p := e.unscraped.Load(); p != nil && *p != "" {
-		problems = append(problems, *p)
+	for _, l := range e.listeners {
+		if p := l.Problem(); p != "" {
+			problems = append(problems, p)
+		}
 	}
 	if p := e.wholeProblem(); p != "" {
 		problems = append(problems, p)

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -62,7 +63,7 @@ type Server struct {
 	config Config
 	peers  *peers
 	ready  chan struct{}
-	addr   net.Addr // of the TCP listener, when ready
+	tcp    atomic.Pointer[listen.Listener] // when ready; nil if there is none
 }
 
 // New returns a server that does not listen yet.
@@ -83,7 +84,20 @@ func (s *Server) String() string { return "api" }
 func (s *Server) Ready() <-chan struct{} { return s.ready }
 
 // Addr is where the API listens on TCP; nil if it does not. It is known when the server is ready.
-func (s *Server) Addr() net.Addr { return s.addr }
+func (s *Server) Addr() net.Addr {
+	if l := s.tcp.Load(); l != nil {
+		return l.Addr()
+	}
+	return nil
+}
+
+// Problem says that another process has the TCP listener's port; else it is empty.
+func (s *Server) Problem() string {
+	if l := s.tcp.Load(); l != nil {
+		return l.Problem()
+	}
+	return ""
+}
 
 // Run listens and serves until the context ends; requests under way then get a moment to finish.
 func (s *Server) Run(ctx context.Context) error {
@@ -107,7 +121,6 @@ func (s *Server) Run(ctx context.Context) error {
 			MaxDecoderHeaderTableSize: 4096, MaxEncoderHeaderTableSize: 4096,
 			SendPingTimeout: idleTimeout / 2, PingTimeout: headerTimeout, WriteByteTimeout: readTimeout}
 		servers, listeners = append(servers, server), append(listeners, listener)
-		s.addr = listener.Addr()
 	}
 	close(s.ready)
 	group, ctx := errgroup.WithContext(ctx)
@@ -136,7 +149,10 @@ func (s *Server) listenTCP(ctx context.Context) (*door, net.Listener, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("api.tcp.listen: %w", err)
 	}
-	s.config.Log.Info("the API listens on TCP", "address", listener.Addr().String())
+	s.tcp.Store(listener)
+	if listener.Problem() == "" {
+		s.config.Log.Info("the API listens on TCP", "address", listener.Addr().String())
+	}
 	d := &door{Server: s, tcp: t, certs: certs, addresses: newRates(t.PerAddressRequests), failures: newRates(badCredentials), actors: newRates(t.Requests),
 		bodies: outsideBodies(), weights: outsideWeights()}
 	gate := newGate(listener, t.Connections, t.PerAddress, newRates(newConnections), func(h *held) bool {

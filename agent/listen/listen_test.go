@@ -2,6 +2,7 @@ package listen
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -9,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -25,8 +27,8 @@ func TestTCP(t *testing.T) {
 		if told, want := strings.Contains(said.String(), address), strings.Contains(address, "192.0.2") || strings.Contains(address, "db8"); told != want {
 			t.Errorf("%s: a word about it: %v, want %v: %s", address, told, want, said.String())
 		}
-		if again, err := TCP(t.Context(), l.Addr().String(), nil); err == nil || !strings.Contains(err.Error(), "in use") {
-			t.Errorf("%s: taken again: %v, %v", address, again, err)
+		if p := l.Problem(); p != "" {
+			t.Errorf("%s: %s", address, p)
 		}
 		if err := l.Close(); err != nil {
 			t.Error(err)
@@ -36,6 +38,98 @@ func TestTCP(t *testing.T) {
 		t.Error("an address without a port was taken")
 		l.Close()
 	}
+}
+
+// A port that another process has is asked for until it is free.
+func TestTaken(t *testing.T) {
+	for _, address := range []string{"127.0.0.1:0", "[::1]:0"} {
+		other, err := net.Listen("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		address := other.Addr().String()
+		var said bytes.Buffer
+		l, err := TCP(t.Context(), address, slog.New(slog.NewTextHandler(&said, nil)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p := l.Problem(); !strings.Contains(p, address) || !strings.Contains(p, "in use") {
+			t.Errorf("its problem is %q", p)
+		}
+		if !strings.Contains(said.String(), "level=ERROR") || !strings.Contains(said.String(), address) {
+			t.Errorf("what it says: %s", said.String())
+		}
+		if l.Addr().String() != address {
+			t.Errorf("its address is %s, want %s", l.Addr(), address)
+		}
+		if err := other.Close(); err != nil {
+			t.Fatal(err)
+		}
+		accepted := make(chan error, 1)
+		go func() {
+			c, err := l.Accept()
+			if err == nil {
+				err = c.Close()
+			}
+			accepted <- err
+		}()
+		for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+			c, err := net.Dial("tcp", address)
+			if err == nil {
+				c.Close()
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatal(err)
+			}
+		}
+		if err := <-accepted; err != nil {
+			t.Error(err)
+		}
+		if p := l.Problem(); p != "" {
+			t.Errorf("it is had, and its problem is %q", p)
+		}
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// Who closes a listener that waits for its port ends the waiting, and it never takes the port.
+func TestCloseWaiting(t *testing.T) {
+	other, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := TCP(t.Context(), other.Addr().String(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	accepted := make(chan error, 1)
+	go func() {
+		_, err := l.Accept()
+		accepted <- err
+	}()
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-accepted; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Accept: %v", err)
+	}
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Accept again: %v", err)
+	}
+	if err := l.Close(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Close again: %v", err)
+	}
+	free, err := net.Listen("tcp", other.Addr().String())
+	if err != nil {
+		t.Fatalf("it has the port: %v", err)
+	}
+	free.Close()
 }
 
 // An address that comes later is answered then, though the socket was there before.

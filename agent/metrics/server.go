@@ -77,7 +77,7 @@ func answer(w http.ResponseWriter, code int, v any) {
 
 // Server serves a handler on a TCP address. It is a task: Run it once.
 type Server struct {
-	listener net.Listener
+	listener *listen.Listener
 	server   http.Server
 	log      *slog.Logger
 	open     atomic.Int64
@@ -86,7 +86,8 @@ type Server struct {
 
 // Listen takes an address such as 127.0.0.1:9464. Whether it may be one that other hosts reach was
 // decided before. On a loopback address, requests for other hosts' names are refused, so that no web
-// page can have a browser ask here. The address may be one that the host gets later. The log may be nil.
+// page can have a browser ask here. The address may be one that the host gets later, and its port another
+// process's: see Problem. The log may be nil.
 func Listen(ctx context.Context, address string, h http.Handler, log *slog.Logger) (*Server, error) {
 	l, err := listen.TCP(ctx, address, log) // binding does not wait
 	if err != nil {
@@ -115,6 +116,9 @@ func Listen(ctx context.Context, address string, h http.Handler, log *slog.Logge
 // Addr returns the address that was taken.
 func (s *Server) Addr() net.Addr { return s.listener.Addr() }
 
+// Problem says that another process has the port; else it is empty.
+func (s *Server) Problem() string { return s.listener.Problem() }
+
 // String names the task.
 func (s *Server) String() string { return "metrics" }
 
@@ -122,7 +126,7 @@ func (s *Server) String() string { return "metrics" }
 func (s *Server) Ready() <-chan struct{} { return s.ready }
 
 // Close gives the address back, of a Server that was never run.
-func (s *Server) Close() error { return s.server.Close() }
+func (s *Server) Close() error { return s.listener.Close() }
 
 // Run answers requests until the context ends, then finishes those that are being answered.
 func (s *Server) Run(ctx context.Context) error {

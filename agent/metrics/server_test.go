@@ -169,9 +169,14 @@ func TestListenErrors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Listen(t.Context(), s.Addr().String(), nil, nil); err == nil {
-		t.Error("an address was taken twice")
+	second, err := Listen(t.Context(), s.Addr().String(), nil, nil)
+	if err != nil {
+		t.Fatal(err)
 	}
+	if p := second.Problem(); !strings.Contains(p, "in use") {
+		t.Errorf("an address was taken twice: %q", p)
+	}
+	second.Close()
 	s.Close()
 	if _, err := NewRegistry(NewRecord(), NewRecord()); err == nil {
 		t.Error("registered twice")
