@@ -37,7 +37,7 @@ func TestManyEnd(t *testing.T) {
 			s.sizes.Ban4Entries, s.sizes.Ban6Entries = n, n/4
 			k := load(t, s)
 			r := seeded(t)
-			w := watcher{t: t, batch: asker(t, k)}                                // first: to load it takes time that the bans do not have
+			w := watcher{t: t, batch: asker(t, k)}                                               // first: to load it takes time that the bans do not have
 			for round := 0; round < 5 && min(w.before, w.after) < n/10 && !t.Failed(); round++ { // a slow machine asks less often
 				manyEnd(t, k, &w, r, n, during, swept)
 			}
