@@ -8,8 +8,8 @@ import (
 	"net/netip"
 
 	"github.com/levee-xdp/levee/agent/config"
+	"github.com/levee-xdp/levee/agent/metrics"
 	"github.com/levee-xdp/levee/agent/reconcile"
-	"github.com/levee-xdp/levee/bpf"
 	"github.com/levee-xdp/levee/loader"
 	"github.com/levee-xdp/levee/maps"
 )
@@ -45,7 +45,7 @@ type Tables struct {
 	Allows     Allows
 	Limits     Limits
 	Sources    Sources
-	Counters   Counters
+	Counters   metrics.Counters
 	Events     Events
 	Control    Control
 	Interfaces Interfaces
@@ -79,14 +79,6 @@ type Sources interface {
 	Lookup(netip.Addr) ([]maps.Source, error)
 	Len() (int, error)
 	Capacity() int
-}
-
-// Counters is what the program counts.
-type Counters interface {
-	Read() ([]maps.Count, error)
-	Lists() ([]maps.ListCount, error)
-	Limits() ([]maps.LimitCount, error)
-	Stats() ([bpf.StatMax]uint64, error)
 }
 
 // Events is the program's samples.
