@@ -180,7 +180,7 @@ func TestSpoofedFlood(t *testing.T) {
 					return
 				}
 				begin := time.Now()
-				// at least three seconds, so that there is a time after the heavy source's first
+				// at least three seconds, so that the heavy source has time to be over its limit
 				for n := sent.Load(); n < flood && (n < least || time.Since(begin) < patience) || time.Since(begin) < 3*time.Second; n = sent.Load() {
 					if _, err := spoofed.Run(frame, 100_000); err != nil {
 						done <- err
@@ -193,10 +193,10 @@ func TestSpoofedFlood(t *testing.T) {
 			}()
 
 			// The clients send every 100 ms, the heavy source all the time after some flood.
-			rounds, admitted, late := 1, 0, 0
+			rounds, admitted := 1, 0
 			burstFrame := packet.New().IP(heavy, w.dst).UDP(1, 2).Bytes()
 			begin := time.Now()
-			var settled time.Time // a second after the heavy source's first packet
+			var firstHeavy time.Time // none of its packets was before
 			var heavySent int
 			for running := true; running; {
 				select {
@@ -215,21 +215,18 @@ func TestSpoofedFlood(t *testing.T) {
 				const start = 500 * time.Millisecond
 				// a busy machine leaves much to catch up with: not all of it before the clients' turn
 				for range min(500, int((elapsed-start).Seconds()*offered)-heavySent) {
+					if heavySent == 0 {
+						firstHeavy = time.Now()
+					}
 					verdict := run(t, r, burstFrame)
 					heavySent++
 					if verdict == xdpPass {
 						admitted++
-						if elapsed > start+time.Second {
-							late++
-							if settled.IsZero() {
-								settled = time.Now()
-							}
-						}
 					}
 				}
 				time.Sleep(time.Millisecond)
 			}
-			window := time.Since(settled)
+			window := time.Since(firstHeavy)
 			rest = max(rest, time.Since(lastRound))
 
 			residentAfter := resident(t)
@@ -263,13 +260,15 @@ func TestSpoofedFlood(t *testing.T) {
 			t.Logf("%.1fM packets in %.1f s, %.0f ns each with two CPUs at work; sources tracked %d, of which evicting %d; packets untracked %d, contended %d, without an aggregate %d",
 				float64(n)/1e6, flooding.Seconds(), float64(flooding)/float64(n), moved[bpf.StatTracked], moved[bpf.StatEvicted],
 				moved[bpf.StatUntracked], moved[bpf.StatContended], moved[bpf.StatAggregateFull])
-			t.Logf("heavy source: %d of %d packets passed; after its first second %d in %.2f s", admitted, heavySent, late, window.Seconds())
+			t.Logf("heavy source: %d of %d packets passed in %.2f s", admitted, heavySent, window.Seconds())
 			if moved[bpf.StatUntracked] == 0 {
 				t.Error("the table never was full: this is no test of it")
 			}
-			// It may be untracked first, under its prefix's aggregate, and get a slot and its burst later.
-			if most := int(window.Seconds()*rate) + burst + 2; late > most {
-				t.Errorf("heavy source: %d packets passed in %.2f s after its first second, at most %d should", late, window.Seconds(), most)
+			// It may be untracked first, under its prefix's aggregate, and get a slot later: a burst of each.
+			// The clock may be late by a tick at its first packet.
+			const tick = 10 * time.Millisecond // at 100 Hz, the coarsest there is
+			if most := int((window+tick).Seconds()*rate) + 2*burst + 1; admitted > most {
+				t.Errorf("heavy source: %d packets passed in %.2f s, at most %d should", admitted, window.Seconds(), most)
 			}
 			if heavySent < 2*admitted {
 				t.Errorf("heavy source: only %d packets sent, %d passed", heavySent, admitted)
