@@ -118,14 +118,14 @@ func TestEnumsHaveNames(t *testing.T) {
 func TestConstants(t *testing.T) {
 	types := source(t, "types.h")
 	for _, want := range []string{
-		"#define LEVEE_SCHEMA 2\n", "#define TAG_SEEN_MASK ((1ULL << 38) - 1)\n", "#define NS_FOREVER (~0ULL)\n",
+		"#define LEVEE_SCHEMA 3\n", "#define TAG_SEEN_MASK ((1ULL << 38) - 1)\n", "#define NS_FOREVER (~0ULL)\n",
 		"#define TAT_PENALTY (1ULL << 63)\n",
 	} {
 		if !strings.Contains(types, want) {
 			t.Errorf("types.h does not say %q", want)
 		}
 	}
-	if bpf.Schema != 2 || bpf.TagSeenMask != 1<<38-1 || bpf.Forever != ^uint64(0) || bpf.TATPenalty != 1<<63 {
+	if bpf.Schema != 3 || bpf.TagSeenMask != 1<<38-1 || bpf.Forever != ^uint64(0) || bpf.TATPenalty != 1<<63 {
 		t.Error("names.go says otherwise than types.h")
 	}
 	s := spec(t)
@@ -145,7 +145,7 @@ func TestTypes(t *testing.T) {
 	s := spec(t)
 	for name, value := range map[string]any{
 		"aggregate_bucket": bpf.AggregateBucket{}, "allow": bpf.Allow{}, "ban4_bucket": bpf.Ban4Bucket{}, "ban4_entry": bpf.Ban4Entry{},
-		"ban6_bucket": bpf.Ban6Bucket{}, "ban6_entry": bpf.Ban6Entry{}, "ban6_lengths": bpf.Ban6Lengths{}, "control": bpf.Control{},
+		"ban6_bucket": bpf.Ban6Bucket{}, "ban6_entry": bpf.Ban6Entry{}, "ban6_far": bpf.Ban6Far{}, "ban6_lengths": bpf.Ban6Lengths{}, "control": bpf.Control{},
 		"counter": bpf.Counter{}, "event": bpf.Event{}, "interface": bpf.Interface{}, "limit": bpf.Limit{}, "meta": bpf.Meta{},
 		"tabs": bpf.Tabs{}, "rate": bpf.Rate{}, "prefix_key": bpf.PrefixKey{}, "source_counts": bpf.SourceCounts{},
 		"source_state": bpf.SourceState{}, "source_tags": bpf.SourceTags{},

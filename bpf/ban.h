@@ -92,8 +92,11 @@ static __always_inline __u64 ban4_find(const struct control *control, __u32 addr
 	struct ban4_entry *wide;
 	__u32 classes;
 
-	/* Most bans are of a /32: its bucket is asked for before it is known that there is one. */
+	/* Most bans are of a /32, then of a /24: their buckets are asked for before the classes are known. */
 	bucket = lookup(ban4_table, ban4_home(addr, BAN4_32));
+	if (bucket)
+		READ_ONCE(bucket->entry[0].word);
+	bucket = lookup(ban4_table, ban4_home(addr & ~0xFFU, BAN4_24));
 	if (bucket)
 		READ_ONCE(bucket->entry[0].word);
 	word = lookup(ban4_classes, addr >> 12);
@@ -273,17 +276,49 @@ static __always_inline __u64 ban6_find(const struct control *control, __u64 hi, 
 	return found;
 }
 
+/* What this CPU remembers of a /48, or of another one that it was asked for since. */
+static __always_inline struct ban6_far *ban6_far_of(__u64 key)
+{
+	return lookup(ban6_fars, (key ^ cfg_secret[0]) * HASH_B >> (64 - BAN6_FARS_SHIFT));
+}
+
+/*
+ * Asks the filters whether no ban is near an address, and remembers it if so. The version is read
+ * first: what was made visible before it rose to that is seen below. A global function, to be called by
+ * who finds nothing remembered: most packets do.
+ */
+__noinline int ban6_ask_far(__u64 hi)
+{
+	const struct control *control = lookup(controls, 0);
+	__u64 key = hi >> 16, version, epoch;
+	struct ban6_far *far = ban6_far_of(key);
+	struct ban6_lengths near;
+
+	if (!control || !far)
+		return false;
+	version = READ_ONCE(control->ban6_version);
+	epoch = READ_ONCE(control->ban_epoch);
+	near = ban6_near(hi, READ_ONCE(control->ban6_tiers));
+	if (near.low | near.high || READ_ONCE(control->ban_epoch) != epoch)
+		return false;
+	far->key = key;
+	far->version = version;
+	return true;
+}
+
+static __always_inline bool ban6_is_far(const struct control *control, __u64 hi)
+{
+	const struct ban6_far *far = ban6_far_of(hi >> 16);
+
+	if (far && far->key == hi >> 16 && far->version == READ_ONCE(control->ban6_version))
+		return true;
+	return ban6_ask_far(hi);
+}
+
 /* Whether no ban can be found for the source: what the filters alone say. */
 static __always_inline bool ban_far(const struct control *control, __u32 family, __u64 hi, __u64 lo)
 {
-	struct ban6_lengths near;
-	__u64 epoch;
-
-	if (family == FAMILY_IPV4)
-		return !ban4_near(lo);
-	epoch = READ_ONCE(control->ban_epoch);
-	near = ban6_near(hi, READ_ONCE(control->ban6_tiers));
-	return !(near.low | near.high) && READ_ONCE(control->ban_epoch) == epoch;
+	return family == FAMILY_IPV4 ? !ban4_near(lo) : ban6_is_far(control, hi);
 }
 
 /* The word of the ban of an address, or 0. A global function, for what a filter has let through. */

@@ -70,6 +70,7 @@ struct xdp_md {
 
 static void *(*const bpf_map_lookup_elem)(const void *map, const void *key) = (void *)1;
 static __u64 (*const bpf_ktime_get_ns)(void) = (void *)5;
+static __u64 (*const bpf_jiffies64)(void) = (void *)118; /* a load: the verifier puts it in place */
 static void *(*const bpf_ringbuf_reserve)(void *ring, __u64 size, __u64 flags) = (void *)131;
 static void (*const bpf_ringbuf_submit)(void *data, __u64 flags) = (void *)132;
 static __u64 (*const bpf_ktime_get_coarse_ns)(void) = (void *)160;	      /* since 5.11 */

@@ -67,6 +67,12 @@ type LeveeBan6Entry struct {
 	Expires uint64
 }
 
+type LeveeBan6Far struct {
+	_       structs.HostLayout
+	Key     uint64
+	Version uint64
+}
+
 type LeveeBan6Lengths struct {
 	_    structs.HostLayout
 	Low  uint64
@@ -120,7 +126,7 @@ type LeveeControl struct {
 	ControlBurst  uint64
 	SourceIdle    uint64
 	BanEpoch      uint64
-	Pad           uint64
+	Ban6Version   uint64
 }
 
 type LeveeControlCap struct {
@@ -330,12 +336,13 @@ type LeveeTabs struct {
 		Lo        uint64
 		Tag       uint64
 		Tick      uint64
-		Bytes     uint64
+		Jiffy     uint32
 		Slot      uint32
+		Bytes     uint32
+		OwedBytes uint32
 		Dropped   uint32
 		Passed    uint16
 		Owed      uint16
-		OwedBytes uint32
 		Length    uint16
 		Room      uint8
 		Set       uint8
@@ -372,6 +379,7 @@ const (
 	LeveeMapBan4Classes       = "ban4_classes"
 	LeveeMapBan4Table         = "ban4_table"
 	LeveeMapBan4Wide          = "ban4_wide"
+	LeveeMapBan6Fars          = "ban6_fars"
 	LeveeMapBan6Filter        = "ban6_filter"
 	LeveeMapBan6Table         = "ban6_table"
 	LeveeMapBan6Wide          = "ban6_wide"
@@ -465,6 +473,7 @@ type LeveeMapSpecs struct {
 	Ban4Classes    *ebpf.MapSpec `ebpf:"ban4_classes"`
 	Ban4Table      *ebpf.MapSpec `ebpf:"ban4_table"`
 	Ban4Wide       *ebpf.MapSpec `ebpf:"ban4_wide"`
+	Ban6Fars       *ebpf.MapSpec `ebpf:"ban6_fars"`
 	Ban6Filter     *ebpf.MapSpec `ebpf:"ban6_filter"`
 	Ban6Table      *ebpf.MapSpec `ebpf:"ban6_table"`
 	Ban6Wide       *ebpf.MapSpec `ebpf:"ban6_wide"`
@@ -534,6 +543,7 @@ type LeveeMaps struct {
 	Ban4Classes    *ebpf.Map `ebpf:"ban4_classes"`
 	Ban4Table      *ebpf.Map `ebpf:"ban4_table"`
 	Ban4Wide       *ebpf.Map `ebpf:"ban4_wide"`
+	Ban6Fars       *ebpf.Map `ebpf:"ban6_fars"`
 	Ban6Filter     *ebpf.Map `ebpf:"ban6_filter"`
 	Ban6Table      *ebpf.Map `ebpf:"ban6_table"`
 	Ban6Wide       *ebpf.Map `ebpf:"ban6_wide"`
@@ -565,6 +575,7 @@ func (m *LeveeMaps) Close() error {
 		m.Ban4Classes,
 		m.Ban4Table,
 		m.Ban4Wide,
+		m.Ban6Fars,
 		m.Ban6Filter,
 		m.Ban6Table,
 		m.Ban6Wide,

@@ -277,7 +277,7 @@ static __always_inline __u32 credit_of(const struct limit *limit, __u32 set)
 
 /*
  * Holds a tracked packet to its limit: every threshold is asked before any is charged. One that comes
- * again within a tick of the coarse clock gets credit, if the limit gives any.
+ * again within a tick gets credit, if the limit gives any.
  */
 static __always_inline enum reason limit_charge(const struct control *control,
 						const struct limit *limit, const struct source *src,
@@ -322,9 +322,9 @@ static __always_inline void source_of(const struct ask *ask, const struct limit 
 }
 
 /* Answers from a source's tab, if it can: REASON_MAX if not. */
-static __always_inline enum reason tab_answers(struct tab *tab, struct ask *ask, __u64 tick)
+static __always_inline enum reason tab_answers(struct tab *tab, struct ask *ask, __u32 jiffy)
 {
-	if (tab->tick != tick || tab->set != ask->set)
+	if (tab->jiffy != jiffy || tab->set != ask->set)
 		return REASON_MAX;
 	if (likely(tab_gives(tab, ask->length)))
 		return REASON_CONTINUE;
@@ -359,6 +359,7 @@ __noinline enum reason limit_source(struct ask *ask)
 	enum tracked tracked;
 	bool again = false;
 	__u64 now, tick = 0;
+	__u32 jiffy = bpf_jiffies64();
 
 	if (!ask || !control || !mine)
 		return REASON_CONTINUE;
@@ -371,8 +372,8 @@ __noinline enum reason limit_source(struct ask *ask)
 
 	if (limit->flags & LIMIT_COARSE) {
 		now = tick = bpf_ktime_get_coarse_ns();
-		if (tab->tick == tick && tab_is(tab, &src)) {
-			reason = tab_answers(tab, ask, tick);
+		if (tab->jiffy == jiffy && tab_is(tab, &src)) {
+			reason = tab_answers(tab, ask, jiffy);
 			if (reason != REASON_MAX)
 				return reason;
 			reason = REASON_CONTINUE;
@@ -393,7 +394,7 @@ __noinline enum reason limit_source(struct ask *ask)
 	if (tracked == UNTRACKED)
 		return limit_stranger(ask, now);
 
-	tab_open(tab, &src, tick, ask->set);
+	tab_open(tab, &src, tick, jiffy, ask->set);
 	reason = limit_charge(control, limit, &src, ask, tab, again, now);
 	if (reason == REASON_CONTINUE && limit->flags & LIMIT_AGGREGATE)
 		reason = aggregate_charge(ask, now);

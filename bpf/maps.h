@@ -61,6 +61,7 @@ ARRAY(ban4_table, struct ban4_bucket, 1 << 20);
 ARRAY(ban6_filter, struct ban6_lengths, 1 << 17);
 ARRAY(ban6_wide, __u64, 1 << 16);
 ARRAY(ban6_table, struct ban6_bucket, 1 << 17);
+PERCPU(ban6_fars, struct ban6_far, BAN6_FARS); /* the program's own */
 
 /* Prefixes that no ban may touch; asked only when a ban or a limit would drop. User space writes. */
 TRIE(allows, struct allow, 1 << 14);

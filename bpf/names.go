@@ -19,6 +19,8 @@ type (
 	Ban6Entry = LeveeBan6Entry
 	// Ban6Lengths is a cell of the filter in front of the IPv6 bans.
 	Ban6Lengths = LeveeBan6Lengths
+	// Ban6Far is a /48 that no ban was near when a CPU asked the filter.
+	Ban6Far = LeveeBan6Far
 	// Control holds the run-time switches.
 	Control = LeveeControl
 	// Counter counts packets and bytes, per CPU.
@@ -127,7 +129,7 @@ const (
 
 // Sizes and shapes that both sides share; types.h explains each.
 const (
-	Schema = 2
+	Schema = 3
 
 	MaxInterfaces = uint32(LeveeSizesMAX_INTERFACES)
 	MaxLimits     = uint32(LeveeSizesMAX_LIMITS)

@@ -119,7 +119,7 @@ static __always_inline enum reason plain_limit(const struct control *control,
 		guess(mine, source_hash(src.hi, src.lo), aggregate_key(&ask, limit));
 	tab = tab_of(mine, &src);
 	if (limit->flags & LIMIT_COARSE && tab_is(tab, &src))
-		reason = tab_answers(tab, &ask, bpf_ktime_get_coarse_ns());
+		reason = tab_answers(tab, &ask, bpf_jiffies64());
 	if (reason != REASON_MAX) {
 		if (mine->guess != GUESS_TAB)
 			mine->guess = GUESS_TAB;

@@ -41,7 +41,6 @@ static __always_inline bool tab_gives(struct tab *tab, __u32 length)
 	if (room < room_of(length))
 		return false;
 	tab->room = room - room_of(length);
-	tab_pass(tab, length);
 	tab->owed++;
 	tab->owed_bytes += length;
 	return true;
@@ -57,8 +56,8 @@ static __always_inline bool tab_refuses(struct tab *tab, __u32 length)
 }
 
 /*
- * Charges what passed on credit to its source, as of the tick in which it passed. A global function:
- * it is walked once, and runs once in many packets.
+ * Charges what passed on credit to its source, as of the tick in which it passed, and puts it to what is
+ * to be counted. A global function: it is walked once, and runs once in many packets.
  */
 __noinline int tab_bill(struct tab *tab)
 {
@@ -88,6 +87,8 @@ __noinline int tab_bill(struct tab *tab)
 		}
 		source_owes(control, tab->slot, tab->tag, state, tab->set, tab->tick);
 	}
+	tab->passed += tab->owed;
+	tab->bytes += tab->owed_bytes;
 	tab->owed = 0;
 	tab->owed_bytes = 0;
 	return 0;
@@ -114,9 +115,9 @@ static __always_inline void tab_count(struct tab *tab)
 	tab->bytes = 0;
 }
 
-/* Makes a tab the source's, and lets go of whosever it was. */
+/* Makes a tab the source's for this tick, and lets go of whosever it was. */
 static __always_inline void tab_open(struct tab *tab, const struct source *src, __u64 tick,
-				     __u8 set)
+				     __u32 jiffy, __u8 set)
 {
 	struct source_counts *counts;
 	bool same = tab->tag == src->tag && tab->slot == src->index && tab_is(tab, src);
@@ -134,6 +135,7 @@ static __always_inline void tab_open(struct tab *tab, const struct source *src, 
 			READ_ONCE(counts->packets);
 	}
 	tab->tick = tick;
+	tab->jiffy = jiffy;
 	tab->set = set;
 	tab->room = 0;
 	tab->refusal = 0;

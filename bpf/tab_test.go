@@ -13,7 +13,7 @@ import (
 	"github.com/levee-xdp/levee/bpf/internal/wrapper"
 )
 
-// TestTab sends packets of different kinds while the coarse clock stands still, when a tab answers for
+// TestTab sends packets of different kinds while the clocks stand still within a tick, when a tab answers for
 // its source: only what it was asked before, and at most what is due.
 func TestTab(t *testing.T) {
 	needKernel(t)
@@ -88,7 +88,7 @@ func TestTab(t *testing.T) {
 	}
 }
 
-// stopped is the program with a coarse clock that stands still.
+// stopped is the program with a coarse clock and jiffies that stand still.
 func stopped(tb testing.TB) *ebpf.CollectionSpec {
 	tb.Helper()
 	s, err := bpf.LoadLevee()
@@ -96,15 +96,17 @@ func stopped(tb testing.TB) *ebpf.CollectionSpec {
 		tb.Fatal(err)
 	}
 	code := s.Programs[bpf.LeveeProgLevee].Instructions
-	calls := 0
+	calls := map[asm.BuiltinFunc]int{asm.FnKtimeGetCoarseNs: 0, asm.FnJiffies64: 0}
 	for i, ins := range code {
-		if ins.IsBuiltinCall() && ins.Constant == int64(asm.FnKtimeGetCoarseNs) {
+		if _, clock := calls[asm.BuiltinFunc(ins.Constant)]; clock && ins.IsBuiltinCall() {
 			code[i] = asm.Mov.Imm(asm.R0, 1<<30).WithMetadata(ins.Metadata) // as long as the call, for jumps count instructions
-			calls++
+			calls[asm.BuiltinFunc(ins.Constant)]++
 		}
 	}
-	if calls == 0 {
-		tb.Fatal("the program does not ask the coarse clock")
+	for clock, n := range calls {
+		if n == 0 {
+			tb.Fatalf("the program does not ask %s", clock)
+		}
 	}
 	return s
 }

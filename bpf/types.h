@@ -8,7 +8,7 @@
  * is asserted; bpf2go makes the Go twins of these types. A change here that is not an addition at
  * the end of an enum is a change of SCHEMA.
  */
-#define LEVEE_SCHEMA 2
+#define LEVEE_SCHEMA 3
 
 /*
  * Why a packet's way ended where it did. One enum, from the verdict to the metric's label to the
@@ -95,8 +95,8 @@ struct control {
 	__u64 control_cost;   /* ns that one control packet costs its cap (see GCRA in limit.h) */
 	__u64 control_burst;  /* ns of debt that the cap allows; 0: no cap */
 	__u64 source_idle; /* ns without a packet after which a newcomer may take the slot, at least */
-	__u64 ban_epoch; /* rises before a ban goes, if others came since it last rose */
-	__u64 pad;
+	__u64 ban_epoch;    /* rises before a ban goes, if others came since it last rose */
+	__u64 ban6_version; /* rises after an IPv6 filter comes to say more: see struct ban6_far */
 };
 _Static_assert(sizeof(struct control) == 64, "control");
 
@@ -187,6 +187,18 @@ struct ban6_lengths {
 	__u64 high; /* bit n: length 64 + n, for 64..127; length 128 is bit 0 of low */
 };
 _Static_assert(sizeof(struct ban6_lengths) == 16, "ban6_lengths");
+
+/*
+ * What a CPU remembers of the filters' answers: that no ban is near the addresses of a /48. It holds
+ * while control->ban6_version is what it was before the filters were asked; for what they say
+ * less since then nobody need be asked again, and what they say more makes it rise.
+ */
+enum { BAN6_FARS_SHIFT = 6, BAN6_FARS = 1 << BAN6_FARS_SHIFT };
+struct ban6_far {
+	__u64 key;     /* the first 48 bits, host order */
+	__u64 version; /* of the filters; 0: none, for a writer begins with 1 */
+};
+_Static_assert(sizeof(struct ban6_far) == 16, "ban6_far");
 
 enum ban6_tier {
 	BAN6_TIER_48 = 1,
@@ -320,13 +332,14 @@ struct tab {
 	__u64 hi; /* whose it is: as in source_state */
 	__u64 lo;
 	__u64 tag; /* … its tag's fixed bits; 0: nobody's */
-	__u64 tick; /* coarse time of room and refusal, ns; 0: by the exact clock, so neither holds */
-	__u64 bytes;	  /* passed, not counted in its entry yet */
-	__u32 slot;	  /* index into the source table */
-	__u32 dropped;	  /* packets, likewise */
-	__u16 passed;	  /* packets, likewise */
-	__u16 owed;	  /* of these: on credit */
-	__u32 owed_bytes; /* likewise */
+	__u64 tick; /* coarse time of room and refusal, ns; 0: by the exact clock, so neither is set */
+	__u32 jiffy; /* … and by jiffies, which cost less to read: low 32 bits. They tick together */
+	__u32 slot;  /* index into the source table */
+	__u32 bytes;	  /* passed, not counted in its entry yet */
+	__u32 owed_bytes; /* passed on credit, neither charged nor counted yet */
+	__u32 dropped;	  /* packets, not counted yet */
+	__u16 passed;	  /* packets, as bytes */
+	__u16 owed;	  /* packets, as owed_bytes */
 	__u16 length;	  /* bytes: packets as long as this and longer are refused */
 	__u8 room;	  /* packets that may pass yet in this tick, on credit */
 	__u8 set;	  /* the thresholds that room, debt and refusal are about, a bit each */

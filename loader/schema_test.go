@@ -2,9 +2,11 @@ package loader
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"reflect"
 	"slices"
+	"strconv"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -38,18 +40,19 @@ func TestSchemaChangeAndBack(t *testing.T) {
 	gaps := l.detectGaps("net0")
 	l.eventually("there is traffic", func() bool { return l.packets(a.Slot, bpf.ReasonMartian) > 10 })
 
+	old, later := strconv.Itoa(bpf.Schema), strconv.Itoa(bpf.Schema+1)
 	for round, step := range []struct {
 		config     Config
 		dir, other string
-		why        string
 	}{
-		{l.next(), "3", "2", "the pinned set has schema 2, this program has 3"},
-		{l.config(), "2", "3", "the pinned set has schema 3, this program has 2"},
-		{l.next(), "3", "2", "the pinned set has schema 2, this program has 3"},
+		{l.next(), later, old},
+		{l.config(), old, later},
+		{l.next(), later, old},
 	} {
 		before, _ := l.program("net0")
 		s := l.openWith(step.config)
-		if adopted, why := s.Adopted(); adopted || why != step.why {
+		differs := fmt.Sprintf("the pinned set has schema %s, this program has %s", step.other, step.dir)
+		if adopted, why := s.Adopted(); adopted || why != differs {
 			t.Errorf("%d: adopted %v, %q", round, adopted, why)
 		}
 		if id, _ := l.program("net0"); id != before {
@@ -85,7 +88,7 @@ func TestSchemaChangeAndBack(t *testing.T) {
 				t.Errorf("%d: %s is still pinned", round, e.Name())
 			}
 		}
-		if exists(mapPin(l.root+"/"+step.dir, "extra")) != (step.dir == "3") {
+		if exists(mapPin(l.root+"/"+step.dir, "extra")) != (step.dir == later) {
 			t.Errorf("%d: pinned %v", round, l.tree())
 		}
 		must(t, s.Close())
@@ -141,7 +144,7 @@ func TestSchemaChangeInterrupted(t *testing.T) {
 	if changed, err := s.Upgrade(); err != nil || len(changed) != 0 {
 		t.Errorf("%+v, %v", changed, err)
 	}
-	if exists(l.root + "/3") {
+	if exists(l.root + "/" + strconv.Itoa(bpf.Schema+1)) {
 		t.Errorf("left %v", l.tree())
 	}
 	l.wantShield("net0", a.Slot)
@@ -156,14 +159,14 @@ func TestSchemaChangeInterrupted(t *testing.T) {
 	must(t, s.replace(changes))
 	closeChanges(changes)
 	must(t, s.Close())
-	if !exists(l.root+"/2") || !exists(l.root+"/3") {
+	if !exists(l.root+"/"+strconv.Itoa(bpf.Schema)) || !exists(l.root+"/"+strconv.Itoa(bpf.Schema+1)) {
 		t.Fatalf("pinned %v", l.tree())
 	}
 	s = l.open()
 	if changed, err := s.Upgrade(); err != nil || len(changed) != 1 || changed[0].LinkID != a.LinkID {
 		t.Errorf("back: %+v, %v", changed, err)
 	}
-	if exists(l.root + "/3") {
+	if exists(l.root + "/" + strconv.Itoa(bpf.Schema+1)) {
 		t.Errorf("left %v", l.tree())
 	}
 	l.wantShield("net0", a.Slot)
@@ -182,7 +185,7 @@ func TestSchemaChangeGivenUp(t *testing.T) {
 		s = l.openWith(l.next())
 		maps, err := s.Replaced()
 		var other *SchemaError
-		if !errors.As(err, &other) || other.Have != "2" || other.Want != 3 || maps != nil {
+		if !errors.As(err, &other) || other.Have != strconv.Itoa(bpf.Schema) || other.Want != bpf.Schema+1 || maps != nil {
 			t.Errorf("%v, %v", maps, err)
 		}
 		must(t, s.Close())

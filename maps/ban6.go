@@ -23,6 +23,7 @@ type ban6 struct {
 	hash       hasher
 	epoch      *epoch
 	tiers      *uint32 // control->ban6_tiers
+	version    *uint64 // control->ban6_version
 
 	all    *content    // ::/0, if it is wanted
 	halves [2]*content // ::/1 and 8000::/1

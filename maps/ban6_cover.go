@@ -77,20 +77,28 @@ func (b *ban6) cellOf(k key6) (n, mark uint32) {
 // cover sets the filters' bits that lead to a prefix, and returns whether that took a write.
 func (b *ban6) cover(k key6) (wrote bool) {
 	word, fit, bit, ref := b.bitOf(k)
-	if k.length > 16 {
-		wrote = b.lead(word, fit, bit, ref)
-		if k.length >= 32 { // the mark comes last: readers ask for it first
-			n, mark := b.cellOf(k)
-			wrote = b.lead(&b.filter[n].Low, &b.fit.cells[n].Low, 1<<mark, n<<8|mark) || wrote
+	switch {
+	case k.length <= 16:
+		for i := range b.span(k) {
+			b.fit.wide[i] |= bit
+			wrote = or(&b.wide[i], bit) || wrote
 		}
-		return wrote
+	case k.length < 32:
+		wrote = b.lead(word, fit, bit, ref)
+	default:
+		wrote = b.lead(word, fit, bit, ref)
+		n, mark := b.cellOf(k) // comes last: readers ask for it first
+		wrote = b.lead(&b.filter[n].Low, &b.fit.cells[n].Low, 1<<mark, n<<8|mark) || wrote
 	}
-	for i := range b.span(k) {
-		b.fit.wide[i] |= bit
-		wrote = or(&b.wide[i], bit) || wrote
+	if wrote {
+		b.said()
 	}
 	return wrote
 }
+
+// said must be called after the filters came to say more, before anything else is taken away: what a CPU
+// remembers of them does not hold any more (struct ban6_far).
+func (b *ban6) said() { store(b.version, *b.version+1) }
 
 // lead sets a bit for one user more, and returns whether that took a write.
 func (b *ban6) lead(word, fit *uint64, bit uint64, ref uint32) (wrote bool) {

@@ -35,13 +35,14 @@ func openBans(o *opener, hash hasher, control *bpf.Control) *Bans {
 			round:   true,
 		},
 		v6: ban6{
-			filter: hashed[bpf.Ban6Lengths](o, bpf.LeveeMapBan6Filter),
-			wide:   array[uint64](o, bpf.LeveeMapBan6Wide, true),
-			table:  hashed[bpf.Ban6Entry](o, bpf.LeveeMapBan6Table),
-			hash:   hash,
-			epoch:  e,
-			tiers:  &control.Ban6Tiers,
-			round:  true,
+			filter:  hashed[bpf.Ban6Lengths](o, bpf.LeveeMapBan6Filter),
+			wide:    array[uint64](o, bpf.LeveeMapBan6Wide, true),
+			table:   hashed[bpf.Ban6Entry](o, bpf.LeveeMapBan6Table),
+			hash:    hash,
+			epoch:   e,
+			tiers:   &control.Ban6Tiers,
+			version: &control.Ban6Version,
+			round:   true,
 		},
 	}
 	if o.err != nil {

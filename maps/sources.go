@@ -294,11 +294,17 @@ func (s *Sources) gathered() (pending, error) {
 	}
 	for _, set := range sets {
 		for _, g := range set.Tab {
-			if g.Passed == 0 && g.Dropped == 0 || int(g.Slot) >= s.Capacity() {
+			sum := gathered{
+				slot: int(g.Slot), tag: g.Tag,
+				packets: uint64(g.Passed) + uint64(g.Owed),
+				bytes:   uint64(g.Bytes) + uint64(g.OwedBytes),
+				dropped: uint64(g.Dropped),
+			}
+			if sum.packets == 0 && sum.dropped == 0 || sum.slot >= s.Capacity() {
 				continue
 			}
-			p.marks.set(int(g.Slot))
-			p.sums = append(p.sums, gathered{int(g.Slot), g.Tag, uint64(g.Passed), g.Bytes, uint64(g.Dropped)})
+			p.marks.set(sum.slot)
+			p.sums = append(p.sums, sum)
 		}
 	}
 	return p, nil

@@ -155,11 +155,11 @@ func (r *Rig) sources() map[uint32]Source {
 	for _, set := range sets {
 		for _, p := range set.Tab {
 			s, live := all[p.Slot]
-			if !live || uint32(p.Passed)+p.Dropped == 0 || p.Tag != fixed[p.Slot] {
+			if !live || p.Tag != fixed[p.Slot] {
 				continue
 			}
-			s.Packets += uint64(p.Passed)
-			s.Bytes += p.Bytes
+			s.Packets += uint64(p.Passed) + uint64(p.Owed)
+			s.Bytes += uint64(p.Bytes) + uint64(p.OwedBytes)
 			s.Dropped += uint64(p.Dropped)
 			all[p.Slot] = s
 		}

@@ -162,6 +162,7 @@ func (r *Rig) Reset() {
 		r.zero(name)
 	}
 	r.zeroPerCPU(bpf.LeveeMapTabs)
+	r.zeroPerCPU(bpf.LeveeMapBan6Fars)
 	r.zeroPerCPU(bpf.LeveeMapEventWindows)
 	r.control = bpf.Control{}
 	r.SetControl(func(*bpf.Control) {})

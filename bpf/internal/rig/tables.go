@@ -136,7 +136,10 @@ func (r *Rig) ban6(b Ban) {
 			r.or(bpf.LeveeMapBan6Wide, net, 1<<length)
 		}
 	}
-	r.SetControl(func(c *bpf.Control) { c.Ban6Tiers |= tier })
+	r.SetControl(func(c *bpf.Control) {
+		c.Ban6Tiers |= tier
+		c.Ban6Version++
+	})
 }
 
 func (r *Rig) insert6(e bpf.Ban6Entry, home uint32) {

@@ -1,0 +1,241 @@
+package maps
+
+import (
+	"net/netip"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/levee-xdp/levee/bpf"
+	"github.com/levee-xdp/levee/maps/internal/batch"
+)
+
+// The program remembers, CPU by CPU, which /48 of IPv6 no ban is near: struct ban6_far. These tests are
+// about when it must ask again.
+
+// onCPU binds the test's goroutine to a CPU until the function that it returns is called.
+func onCPU(t testing.TB, cpu int) (free func()) {
+	t.Helper()
+	runtime.LockOSThread()
+	var all, one unix.CPUSet
+	one.Set(cpu)
+	if err := unix.SchedGetaffinity(0, &all); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.SchedSetaffinity(0, &one); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		if err := unix.SchedSetaffinity(0, &all); err == nil {
+			runtime.UnlockOSThread()
+		} // else the thread ends with its goroutine
+	}
+}
+
+// remembered tells whether the program remembers that no ban is near an address, as its own memory says.
+func (k *kernel) remembered(addr netip.Addr) bool {
+	k.t.Helper()
+	key := keyOf6(netip.PrefixFrom(addr, 48)).hi >> 16
+	var fars []bpf.Ban6Far // of each CPU
+	m := k.maps[bpf.LeveeMapBan6Fars]
+	for i := range m.MaxEntries() {
+		if err := m.Lookup(i, &fars); err != nil {
+			k.t.Fatal(err)
+		}
+		for _, far := range fars {
+			if far.Key == key && far.Version == k.Control.c.Ban6Version {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// takesPlaceOf finds an address whose /48 the program remembers in the place of another one's.
+func takesPlaceOf(addr netip.Addr) netip.Addr {
+	place := func(addr netip.Addr) uint64 {
+		const multiplier = 0xC4CEB9FE1A85EC53 // HASH_B
+		key := keyOf6(netip.PrefixFrom(addr, 128)).hi >> 16
+		return (key ^ onlyBans().secret[0]) * multiplier >> (64 - 6) // BAN6_FARS_SHIFT
+	}
+	other := addr.As16()
+	for other[0]++; place(netip.AddrFrom16(other)) != place(addr); other[5]++ {
+	}
+	return netip.AddrFrom16(other)
+}
+
+// TestFarIsAskedAgain bans an address that the program has just found far from every ban, by prefixes of
+// all lengths and in all ways that there are.
+func TestFarIsAskedAgain(t *testing.T) {
+	defer onCPU(t, 0)()
+	k := load(t, onlyBans())
+	addr := address("2001:db8:1:2:3:4:5:6")
+	pass := func(bits int, when string) {
+		t.Helper()
+		for range 2 { // it asks, and then remembers
+			if got := k.run(frame(addr), 1); got != xdpPass {
+				t.Errorf("%s %s a /%d: verdict %d", addr, when, bits, got)
+			}
+		}
+		if !k.remembered(addr) {
+			t.Errorf("%s %s a /%d: it is not remembered that no ban is near", addr, when, bits)
+		}
+	}
+	for bits := range 129 {
+		ban := Ban{Prefix: netip.PrefixFrom(addr, bits).Masked(), Expires: bpf.Forever}
+		for name, change := range map[string]func() error{
+			"Put":     func() error { return k.Bans.Put(ban) },
+			"PutMany": func() error { k.Bans.PutMany([]Ban{ban}); return nil },
+			"PutAll":  func() error { _, err := k.Bans.PutAll(values([]Ban{ban})); return err },
+			"Sync":    func() error { _, err := k.Bans.Sync(values([]Ban{ban})); return err },
+		} {
+			pass(bits, "before")
+			if err := change(); err != nil {
+				t.Fatal(err)
+			}
+			if got := k.run(frame(addr), 1); got != xdpDrop {
+				t.Errorf("%s after %s of a /%d: verdict %d", addr, name, bits, got)
+			}
+			if !k.Bans.Delete(ban.Prefix) {
+				t.Errorf("%s is gone", ban.Prefix)
+			}
+			pass(bits, "after")
+		}
+	}
+}
+
+// TestFarIsOfOne48 asks about far addresses and banned ones in turn: there are more /48 than the program
+// remembers.
+func TestFarIsOfOne48(t *testing.T) {
+	defer onCPU(t, 0)()
+	k := load(t, onlyBans())
+	at := func(net int) netip.Addr {
+		return netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, byte(net >> 8), byte(net), 15: 1})
+	}
+	const nets = 5 * 64
+	for net := 1; net < nets; net += 2 {
+		if err := k.Bans.Put(Ban{Prefix: netip.PrefixFrom(at(net), 48).Masked(), Expires: bpf.Forever}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for net := range nets {
+		for other := range nets {
+			want := []uint32{xdpPass, xdpDrop}[other%2]
+			if got := k.run(frame(at(other)), 1); got != want {
+				t.Fatalf("%s: verdict %d, want %d", at(other), got, want)
+			}
+			if got := k.run(frame(at(net&^1)), 1); got != xdpPass {
+				t.Fatalf("%s: verdict %d", at(net&^1), got)
+			}
+		}
+	}
+}
+
+// TestFarOfOneWhoWasStopped has a writer end after it made a ban visible, before it said so: the next one
+// says it.
+func TestFarOfOneWhoWasStopped(t *testing.T) {
+	defer onCPU(t, 0)()
+	k := load(t, onlyBans())
+	addr := address("2001:db8:1:2:3:4:5:6")
+	for _, bits := range []int{128, 64, 48, 40, 24, 8} {
+		if got := k.run(frame(addr), 2); got != xdpPass {
+			t.Fatalf("/%d: verdict %d before there is a ban", bits, got)
+		}
+		version := k.Control.c.Ban6Version
+		ban := Ban{Prefix: netip.PrefixFrom(addr, bits).Masked(), Expires: bpf.Forever}
+		if err := k.Bans.Put(ban); err != nil {
+			t.Fatal(err)
+		}
+		atomic.StoreUint64(&k.Control.c.Ban6Version, version)
+		if got := k.run(frame(addr), 1); got != xdpPass {
+			t.Fatalf("/%d: verdict %d where nothing was said: this is no test", bits, got)
+		}
+		k.reopen()
+		if got := k.run(frame(addr), 1); got != xdpDrop {
+			t.Errorf("/%d: verdict %d after the tables were opened again", bits, got)
+		}
+		if !k.Bans.Delete(ban.Prefix) {
+			t.Errorf("%s is gone", ban.Prefix)
+		}
+	}
+}
+
+// TestFarWhileChanging bans an address and lets it go, time and again, while the program is asked about it on
+// another CPU: what it remembered at the wrong moment it would go by until the next change.
+func TestFarWhileChanging(t *testing.T) {
+	if runtime.NumCPU() < 2 {
+		t.Skip("one CPU: nothing changes while the program looks")
+	}
+	r := seeded(t)
+	k := load(t, onlyBans())
+	b := asker(t, k)
+	addr := address("2001:db8:1:2:3:4:5:6")
+	// What is remembered first; then another one takes its place in the memory, so that the filters are
+	// asked, and what they said in a bad moment is remembered in the next look.
+	addrs := []netip.Addr{addr, takesPlaceOf(addr), addr}
+	const (
+		free     = iota // it is not banned
+		coming          // a Put is under way
+		standing        // it is banned
+		going           // a Delete is under way
+		phases
+	)
+	var phase, looks atomic.Uint64
+	var ended atomic.Bool
+	var wg sync.WaitGroup
+	var judged [phases]int
+	wg.Go(func() {
+		defer ended.Store(true)
+		defer onCPU(t, 0)()
+		var answers []batch.Answer
+		for rounds := some(100_000) * long(); min(judged[free], judged[standing]) < rounds; looks.Add(1) {
+			before := phase.Load()
+			var err error
+			if answers, err = b.Ask(answers[:0], addrs); err != nil {
+				t.Error(err)
+				return
+			}
+			want := []uint32{free: xdpPass, standing: xdpDrop, phases: 0}[before%phases]
+			if phase.Load() != before || want == 0 {
+				continue
+			}
+			for i := 0; i < len(answers); i += 2 {
+				if answers[i].Verdict != want {
+					t.Errorf("after change %d, look %d: verdict %d, want %d", before, i/2, answers[i].Verdict, want)
+					return
+				}
+			}
+			judged[before%phases]++
+		}
+	})
+	defer onCPU(t, 1)()
+	for i := 0; !ended.Load(); i++ {
+		// At any moment of a look; and then there is one that is judged.
+		wait := func() {
+			for seen := looks.Load(); looks.Load() < seen+2 && !ended.Load(); {
+				runtime.Gosched()
+			}
+			for range r.IntN(10_000) {
+				looks.Load()
+			}
+		}
+		bits := []int{128, 64, 48, 40, 24, 8}[i%6]
+		ban := Ban{Prefix: netip.PrefixFrom(addr, bits).Masked(), Expires: bpf.Forever}
+		wait()
+		phase.Add(1)
+		if err := k.Bans.Put(ban); err != nil {
+			t.Error(err)
+			break
+		}
+		phase.Add(1)
+		wait()
+		phase.Add(1)
+		k.Bans.Delete(ban.Prefix)
+		phase.Add(1)
+	}
+	wg.Wait()
+	t.Logf("%d bans came and went; %d looks in between, %d while one stood", phase.Load()/phases, judged[free], judged[standing])
+}
