@@ -84,21 +84,25 @@ static __always_inline bool ban4_near(__u32 addr)
 	return word && READ_ONCE(*word) >> (addr >> 8 & 63) & 1;
 }
 
+/* Asks for the cache line of a key's bucket, as guess does. */
+static __always_inline void ban4_fetch(__u32 key, __u32 cls)
+{
+	struct ban4_bucket *bucket = lookup(ban4_table, ban4_home(key, cls));
+
+	if (bucket)
+		READ_ONCE(bucket->entry[0].word);
+}
+
 /* The word of the ban of an address that is near one, or 0. */
 static __always_inline __u64 ban4_find(const struct control *control, __u32 addr)
 {
 	__u64 *word, found, epoch, monitored = 0;
-	struct ban4_bucket *bucket;
 	struct ban4_entry *wide;
 	__u32 classes;
 
-	/* Most bans are of a /32, then of a /24: their buckets are asked for before the classes are known. */
-	bucket = lookup(ban4_table, ban4_home(addr, BAN4_32));
-	if (bucket)
-		READ_ONCE(bucket->entry[0].word);
-	bucket = lookup(ban4_table, ban4_home(addr & ~0xFFU, BAN4_24));
-	if (bucket)
-		READ_ONCE(bucket->entry[0].word);
+	/* Most bans are of a /32, then of a /24: they are asked for before the classes are known. */
+	ban4_fetch(addr, BAN4_32);
+	ban4_fetch(addr & ~0xFFU, BAN4_24);
 	word = lookup(ban4_classes, addr >> 12);
 	wide = lookup(ban4_wide, addr >> 16);
 	if (!word || !wide)
@@ -136,6 +140,21 @@ static __always_inline __u64 ban4_find(const struct control *control, __u32 addr
 #define BAN6_MATCH                                                                                 \
 	((~0ULL << BAN_KEY_SHIFT) | 0xFFULL << BAN_LENGTH_SHIFT | BAN_TOMBSTONE | BAN_LIVE)
 
+static __always_inline __u64 ban6_hash(__u64 hi, __u64 lo, __u32 length)
+{
+	return hash64(hash128(hi, lo) + length);
+}
+
+/* Asks for the cache line of a prefix's bucket. */
+static __always_inline void ban6_fetch(__u64 hi, __u64 lo, __u32 length)
+{
+	struct ban6_bucket *bucket =
+		lookup(ban6_table, ban6_hash(hi, lo, length) >> 32 & cfg_ban6_mask);
+
+	if (bucket)
+		READ_ONCE(bucket->entry[0].word);
+}
+
 /* The word of the live entry for the prefix of this length (1..128) of an address, or 0. */
 __noinline __u64 ban6_probe(__u64 hi, __u64 lo, __u32 length)
 {
@@ -144,7 +163,7 @@ __noinline __u64 ban6_probe(__u64 hi, __u64 lo, __u32 length)
 
 	hi &= length < 64 ? ~0ULL << (64 - (length & 63)) : ~0ULL;
 	lo &= length >= 128 ? ~0ULL : length > 64 ? ~0ULL << (128 - length & 63) : 0;
-	hash = hash64(hash128(hi, lo) + length);
+	hash = ban6_hash(hi, lo, length);
 	want = hash << BAN_KEY_SHIFT | (length & 0xFF) << BAN_LENGTH_SHIFT | BAN_LIVE;
 	home = hash >> 32;
 
@@ -240,40 +259,24 @@ static __always_inline struct ban6_lengths ban6_near(__u64 hi, __u32 tiers)
 	return near;
 }
 
-static __always_inline __u64 ban6_once(__u64 hi, __u64 lo, __u32 tiers)
+/* Asks for the lengths that may be there; for most bans' before it is known which those are. */
+static __always_inline __u64 ban6_once(__u64 hi, __u64 lo, const struct ban6_lengths *near)
 {
-	struct ban6_lengths near = ban6_near(hi, tiers);
 	__u64 found, monitored;
 
-	monitored = near.low & 1 ? ban6_probe(hi, lo, 128) : 0;
+	ban6_fetch(hi, lo, 128);
+	ban6_fetch(hi, 0, 64);
+	monitored = near->low & 1 ? ban6_probe(hi, lo, 128) : 0;
 	if (monitored && !(monitored & BAN_MONITOR))
 		return monitored;
-	found = ban6_ask(hi, lo, near.high, 64);
+	found = ban6_ask(hi, lo, near->high, 64);
 	if (found && !(found & BAN_MONITOR))
 		return found;
 	monitored = monitored ? monitored : found;
-	found = ban6_ask(hi, lo, near.low & ~1ULL, 0);
+	found = ban6_ask(hi, lo, near->low & ~1ULL, 0);
 	if (found && !(found & BAN_MONITOR))
 		return found;
 	return monitored ? monitored : found;
-}
-
-static __always_inline __u64 ban6_find(const struct control *control, __u64 hi, __u64 lo)
-{
-	__u64 found = 0;
-
-	for (int i = 0; i < BAN_TRIES; i++) {
-		__u64 epoch = READ_ONCE(control->ban_epoch);
-		__u32 tiers = READ_ONCE(control->ban6_tiers);
-
-		if (!tiers)
-			return 0;
-		found = ban6_once(hi, lo, tiers);
-		if ((found && !(found & BAN_MONITOR)) ||
-		    likely(READ_ONCE(control->ban_epoch) == epoch))
-			break;
-	}
-	return found;
 }
 
 /* What this CPU remembers of a /48, or of another one that it was asked for since. */
@@ -282,40 +285,43 @@ static __always_inline struct ban6_far *ban6_far_of(__u64 key)
 	return lookup(ban6_fars, (key ^ cfg_secret[0]) * HASH_B >> (64 - BAN6_FARS_SHIFT));
 }
 
-/*
- * Asks the filters whether no ban is near an address, and remembers it if so. The version is read
- * first: what was made visible before it rose to that is seen below. A global function, to be called by
- * who finds nothing remembered: most packets do.
- */
-__noinline int ban6_ask_far(__u64 hi)
-{
-	const struct control *control = lookup(controls, 0);
-	__u64 key = hi >> 16, version, epoch;
-	struct ban6_far *far = ban6_far_of(key);
-	struct ban6_lengths near;
-
-	if (!control || !far)
-		return false;
-	version = READ_ONCE(control->ban6_version);
-	epoch = READ_ONCE(control->ban_epoch);
-	near = ban6_near(hi, READ_ONCE(control->ban6_tiers));
-	if (near.low | near.high || READ_ONCE(control->ban_epoch) != epoch)
-		return false;
-	far->key = key;
-	far->version = version;
-	return true;
-}
-
+/* Whether it is remembered that no ban is near an address. */
 static __always_inline bool ban6_is_far(const struct control *control, __u64 hi)
 {
 	const struct ban6_far *far = ban6_far_of(hi >> 16);
 
-	if (far && far->key == hi >> 16 && far->version == READ_ONCE(control->ban6_version))
-		return true;
-	return ban6_ask_far(hi);
+	return far && far->key == hi >> 16 && far->version == READ_ONCE(control->ban6_version);
 }
 
-/* Whether no ban can be found for the source: what the filters alone say. */
+/*
+ * The word of the ban of an address, or 0. That none is near is remembered. The version is read before
+ * all else: what was made visible before it rose to that is seen below.
+ */
+static __always_inline __u64 ban6_find(const struct control *control, __u64 hi, __u64 lo)
+{
+	__u64 found, version = READ_ONCE(control->ban6_version);
+	struct ban6_far *far;
+
+	for (int i = 0; i < BAN_TRIES; i++) {
+		__u64 epoch = READ_ONCE(control->ban_epoch);
+		struct ban6_lengths near = ban6_near(hi, READ_ONCE(control->ban6_tiers));
+
+		found = near.low | near.high ? ban6_once(hi, lo, &near) : 0;
+		if (found && !(found & BAN_MONITOR))
+			return found;
+		if (unlikely(READ_ONCE(control->ban_epoch) != epoch))
+			continue;
+		far = near.low | near.high ? NULL : ban6_far_of(hi >> 16);
+		if (far) {
+			far->key = hi >> 16;
+			far->version = version;
+		}
+		break;
+	}
+	return found;
+}
+
+/* Whether it is known at a glance that no ban can be found for the source. */
 static __always_inline bool ban_far(const struct control *control, __u32 family, __u64 hi, __u64 lo)
 {
 	return family == FAMILY_IPV4 ? !ban4_near(lo) : ban6_is_far(control, hi);
