@@ -134,6 +134,31 @@ func TestFarIsOfOne48(t *testing.T) {
 	}
 }
 
+// TestFarIsOfAllOfIt asks about an address that is not banned beside one that is, in one /48: that it passes is
+// no reason to remember that no ban is near.
+func TestFarIsOfAllOfIt(t *testing.T) {
+	defer onCPU(t, 0)()
+	k := load(t, onlyBans())
+	banned, clean := address("2001:db8:1:2:3:4:5:6"), address("2001:db8:1:ffff:3:4:5:6")
+	for bits := 49; bits <= 128; bits++ {
+		ban := Ban{Prefix: netip.PrefixFrom(banned, bits).Masked(), Expires: bpf.Forever}
+		if err := k.Bans.Put(ban); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if got := k.run(frame(clean), 1); got != xdpPass {
+				t.Errorf("/%d: %s: verdict %d", bits, clean, got)
+			}
+			if got := k.run(frame(banned), 1); got != xdpDrop {
+				t.Errorf("/%d: %s: verdict %d", bits, banned, got)
+			}
+		}
+		if !k.Bans.Delete(ban.Prefix) {
+			t.Errorf("%s is gone", ban.Prefix)
+		}
+	}
+}
+
 // TestFarOfOneWhoWasStopped has a writer end after it made a ban visible, before it said so: the next one
 // says it.
 func TestFarOfOneWhoWasStopped(t *testing.T) {
