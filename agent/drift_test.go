@@ -150,6 +150,7 @@ func TestDrift(t *testing.T) {
 		"source idle":        func() error { return switches(func(c *bpf.Control) { c.SourceIdle = 1 }) },
 		"control cap":        func() error { return switches(func(c *bpf.Control) { c.ControlCost, c.ControlBurst = 1, 1 }) },
 		"tiers of IPv6":      func() error { return switches(func(c *bpf.Control) { c.Ban6Tiers = 0 }) },
+		"version of IPv6":    func() error { return switches(func(c *bpf.Control) { c.Ban6Version-- }) },
 		"sizes of limits":    func() error { return switches(func(c *bpf.Control) { c.SourceLimits, c.ServiceLimits = 0, 0 }) },
 	} {
 		t.Run(name, func(t *testing.T) {

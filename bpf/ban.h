@@ -290,7 +290,8 @@ static __always_inline bool ban6_is_far(const struct control *control, __u64 hi)
 {
 	const struct ban6_far *far = ban6_far_of(hi >> 16);
 
-	return far && far->key == hi >> 16 && far->version == READ_ONCE(control->ban6_version);
+	return cfg_ordered_loads && far && far->key == hi >> 16 &&
+	       far->version == READ_ONCE(control->ban6_version);
 }
 
 /*
@@ -312,7 +313,7 @@ static __always_inline __u64 ban6_find(const struct control *control, __u64 hi, 
 		if (unlikely(READ_ONCE(control->ban_epoch) != epoch))
 			continue;
 		far = near.low | near.high ? NULL : ban6_far_of(hi >> 16);
-		if (far) {
+		if (cfg_ordered_loads && far) {
 			far->key = hi >> 16;
 			far->version = version;
 		}
@@ -321,10 +322,15 @@ static __always_inline __u64 ban6_find(const struct control *control, __u64 hi, 
 	return found;
 }
 
-/* Whether it is known at a glance that no ban can be found for the source. */
+/*
+ * Whether it is known at a glance that no ban can be found for the source. While a prefix is banned its
+ * tier is there.
+ */
 static __always_inline bool ban_far(const struct control *control, __u32 family, __u64 hi, __u64 lo)
 {
-	return family == FAMILY_IPV4 ? !ban4_near(lo) : ban6_is_far(control, hi);
+	if (family == FAMILY_IPV4)
+		return !ban4_near(lo);
+	return ban6_is_far(control, hi) || !READ_ONCE(control->ban6_tiers);
 }
 
 /* The word of the ban of an address, or 0. A global function, for what a filter has let through. */

@@ -22,6 +22,12 @@ volatile const __u32 cfg_ban6_filter_mask = (1 << 17) - 1;
 volatile const __u32 cfg_source_mask = (1 << 16) - 1;
 volatile const __u32 cfg_aggregate_mask = (1 << 14) - 1;
 
+/*
+ * This CPU's loads are seen in their order, as amd64 sees to it: what is remembered of the filters
+ * relies on that. Where they are not, nothing is remembered.
+ */
+volatile const bool cfg_ordered_loads = false;
+
 /* Stages that can be left out. */
 volatile const bool cfg_bans = true;
 volatile const bool cfg_sanity = true;

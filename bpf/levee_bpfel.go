@@ -412,6 +412,7 @@ const (
 	LeveeVarCfgInterfaceSlot  = "cfg_interface_slot"
 	LeveeVarCfgLimits         = "cfg_limits"
 	LeveeVarCfgMartians       = "cfg_martians"
+	LeveeVarCfgOrderedLoads   = "cfg_ordered_loads"
 	LeveeVarCfgSanity         = "cfg_sanity"
 	LeveeVarCfgSecret         = "cfg_secret"
 	LeveeVarCfgSourceMask     = "cfg_source_mask"
@@ -511,6 +512,7 @@ type LeveeVariableSpecs struct {
 	CfgInterfaceSlot  *ebpf.VariableSpec `ebpf:"cfg_interface_slot"`
 	CfgLimits         *ebpf.VariableSpec `ebpf:"cfg_limits"`
 	CfgMartians       *ebpf.VariableSpec `ebpf:"cfg_martians"`
+	CfgOrderedLoads   *ebpf.VariableSpec `ebpf:"cfg_ordered_loads"`
 	CfgSanity         *ebpf.VariableSpec `ebpf:"cfg_sanity"`
 	CfgSecret         *ebpf.VariableSpec `ebpf:"cfg_secret"`
 	CfgSourceMask     *ebpf.VariableSpec `ebpf:"cfg_source_mask"`
@@ -614,6 +616,7 @@ type LeveeVariables struct {
 	CfgInterfaceSlot  *ebpf.Variable `ebpf:"cfg_interface_slot"`
 	CfgLimits         *ebpf.Variable `ebpf:"cfg_limits"`
 	CfgMartians       *ebpf.Variable `ebpf:"cfg_martians"`
+	CfgOrderedLoads   *ebpf.Variable `ebpf:"cfg_ordered_loads"`
 	CfgSanity         *ebpf.Variable `ebpf:"cfg_sanity"`
 	CfgSecret         *ebpf.Variable `ebpf:"cfg_secret"`
 	CfgSourceMask     *ebpf.Variable `ebpf:"cfg_source_mask"`

@@ -3,6 +3,7 @@ package bpf
 import (
 	"fmt"
 	"math/bits"
+	"runtime"
 
 	"github.com/cilium/ebpf"
 )
@@ -105,12 +106,13 @@ func (f Features) Apply(spec *ebpf.CollectionSpec) error {
 	})
 }
 
-// Specialise sets what differs per pinned set and per interface: the hashes' key, which is the
-// set's Meta.Secret, and the interface's slot in the counters.
+// Specialise sets what differs per pinned set, per interface and per host: the hashes' key, which is the
+// set's Meta.Secret, the interface's slot in the counters, and whether the CPU keeps loads in order.
 func Specialise(spec *ebpf.CollectionSpec, secret [2]uint64, slot uint32) error {
 	return setVariables(spec, map[string]any{
 		LeveeVarCfgSecret:        secret,
 		LeveeVarCfgInterfaceSlot: slot,
+		LeveeVarCfgOrderedLoads:  runtime.GOARCH == "amd64",
 	})
 }
 

@@ -122,6 +122,10 @@ static __always_inline void tab_open(struct tab *tab, const struct source *src, 
 	struct source_counts *counts;
 	bool same = tab->tag == src->tag && tab->slot == src->index && tab_is(tab, src);
 
+	/* Jiffies move a moment before the coarse clock: until that follows, every packet asks anew. */
+	if (!same || !tick || tab->tick != tick)
+		tab->jiffy = jiffy;
+
 	if (!same || tab->passed + tab->dropped >= TAB_FLUSH) {
 		if (tab->passed | tab->dropped)
 			tab_count(tab);
@@ -135,7 +139,6 @@ static __always_inline void tab_open(struct tab *tab, const struct source *src, 
 			READ_ONCE(counts->packets);
 	}
 	tab->tick = tick;
-	tab->jiffy = jiffy;
 	tab->set = set;
 	tab->room = 0;
 	tab->refusal = 0;

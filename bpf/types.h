@@ -316,9 +316,9 @@ _Static_assert(sizeof(struct source_counts) == 32, "source_counts");
 
 /*
  * A source's tab with a CPU: what it was served here and is not in its entry yet. So a flood from
- * one source writes lines that others share once in many packets, and while the coarse clock stands
- * still the answer to its last packet answers the next ones: it may pass on credit while there is
- * room, and what was refused stays refused, for nothing becomes due in between.
+ * one source writes lines that others share once in many packets, and within a tick the answer to its
+ * last packet answers the next ones: it may pass on credit while there is room, and what was
+ * refused stays refused, for nothing becomes due in between by the coarse clock.
  */
 enum tab_geometry {
 	TABS_SHIFT = 6, /* log2 of TABS */
@@ -333,8 +333,8 @@ struct tab {
 	__u64 lo;
 	__u64 tag; /* … its tag's fixed bits; 0: nobody's */
 	__u64 tick; /* coarse time of room and refusal, ns; 0: by the exact clock, so neither is set */
-	__u32 jiffy; /* … and by jiffies, which cost less to read: low 32 bits. They tick together */
-	__u32 slot;  /* index into the source table */
+	__u32 jiffy;	  /* … and by jiffies, which cost less to read: low 32 bits */
+	__u32 slot;	  /* index into the source table */
 	__u32 bytes;	  /* passed, not counted in its entry yet */
 	__u32 owed_bytes; /* passed on credit, neither charged nor counted yet */
 	__u32 dropped;	  /* packets, not counted yet */

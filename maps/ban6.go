@@ -24,6 +24,7 @@ type ban6 struct {
 	epoch      *epoch
 	tiers      *uint32 // control->ban6_tiers
 	version    *uint64 // control->ban6_version
+	spoke      uint64  // what it was set to last; 0: nothing yet
 
 	all    *content    // ::/0, if it is wanted
 	halves [2]*content // ::/1 and 8000::/1
@@ -143,7 +144,7 @@ func (b *ban6) ask(hi, lo, set uint64, base int) (word, expires uint64) {
 	return word, expires
 }
 
-// once is the twin of ban6_once.
+// once is the twin of ban6_near and ban6_once.
 func (b *ban6) once(hi, lo uint64, tiers uint32) (word, expires uint64) {
 	var low, high uint64
 	if tiers&bpf.Ban6Tier48 != 0 {

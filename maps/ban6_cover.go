@@ -98,7 +98,13 @@ func (b *ban6) cover(k key6) (wrote bool) {
 
 // said must be called after the filters came to say more, before anything else is taken away: what a CPU
 // remembers of them does not hold any more (struct ban6_far).
-func (b *ban6) said() { store(b.version, *b.version+1) }
+func (b *ban6) said() {
+	b.spoke = max(b.spoke, *b.version) + 1
+	store(b.version, b.spoke)
+}
+
+// silenced tells whether somebody else set the version: what CPUs remember of another time may hold again.
+func (b *ban6) silenced() bool { return b.spoke != 0 && *b.version != b.spoke }
 
 // lead sets a bit for one user more, and returns whether that took a write.
 func (b *ban6) lead(word, fit *uint64, bit uint64, ref uint32) (wrote bool) {

@@ -52,6 +52,9 @@ func (b *ban6) survey() (repaired int) {
 		atomic.StoreUint32(b.tiers, tiers)
 		repaired++
 	}
+	if b.silenced() {
+		repaired++
+	}
 	b.said() // who wrote before may have been stopped before he did
 	return repaired + b.fitFilters()
 }

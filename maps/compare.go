@@ -160,7 +160,7 @@ func (b *ban6) heldRight(is func(netip.Prefix, content) bool) bool {
 			tiers |= 1 << t
 		}
 	}
-	if *b.tiers != tiers {
+	if *b.tiers != tiers || b.silenced() {
 		return false
 	}
 	for _, k := range []key6{{}, halfKey(0), halfKey(1)} {

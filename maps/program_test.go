@@ -210,6 +210,42 @@ func TestControl(t *testing.T) {
 	}
 }
 
+// TestTopOnCredit sends packets of which most pass on credit, and are neither charged nor counted in their
+// source's entry yet.
+func TestTopOnCredit(t *testing.T) {
+	defer onCPU(t, 0)()
+	k := load(t, everything())
+	setLimit(k, 0, packets(1e6))
+	owed := func() (n int) {
+		var sets []bpf.Tabs
+		if err := k.maps[bpf.LeveeMapTabs].Lookup(uint32(0), &sets); err != nil {
+			t.Fatal(err)
+		}
+		for _, set := range sets {
+			for _, tab := range set.Tab {
+				n += int(tab.Owed)
+			}
+		}
+		return n
+	}
+	for _, addr := range []netip.Addr{address("198.51.100.7"), address("2001:db8:7::1")} {
+		f := frame(addr)
+		sent, before := uint64(0), owed()
+		for sent < 50 || owed() <= before { // a tick may end, and then nothing is owed for a moment
+			if got := k.run(f, 1); got != xdpPass {
+				t.Fatalf("%s: verdict %d", addr, got)
+			}
+			if sent++; sent == 1e6 {
+				t.Fatalf("%s: nothing passes on credit", addr)
+			}
+		}
+		got, err := k.Sources.Lookup(addr)
+		if err != nil || len(got) != 1 || got[0].Packets != sent || got[0].Bytes != sent*uint64(len(f)) || got[0].Dropped != 0 {
+			t.Errorf("%s: %+v, %v, of %d packets of %d bytes", addr, got, err, sent, len(f))
+		}
+	}
+}
+
 func TestEvents(t *testing.T) {
 	k := load(t, everything())
 	if err := k.Bans.Put(Ban{Prefix: prefix("192.0.2.0/24"), List: 77, Expires: bpf.Forever}); err != nil {

@@ -285,7 +285,7 @@ type gathered struct {
 }
 
 // gathered reads what the CPUs have gathered. What one of them hands over between this and the
-// reading of its source is told twice, this once.
+// reading of its source is told twice, this once, as is what it bills just now.
 func (s *Sources) gathered() (pending, error) {
 	p := pending{marks: make(marks, (s.Capacity()+63)/64)}
 	var sets []bpf.Tabs

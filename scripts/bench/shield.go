@@ -26,7 +26,7 @@ const xdpHasFrags = 1 << 5
 // sources do not fill another's table.
 var perCase = []string{
 	bpf.LeveeMapSourceTags, bpf.LeveeMapSourceStates, bpf.LeveeMapSourceCounts,
-	bpf.LeveeMapTabs, bpf.LeveeMapAggregates,
+	bpf.LeveeMapTabs, bpf.LeveeMapBan6Fars, bpf.LeveeMapAggregates,
 }
 
 // shield is one set of Levee's tables, and programs that read them.

@@ -164,7 +164,7 @@ func (r *Rig) Reset() {
 	r.zeroPerCPU(bpf.LeveeMapTabs)
 	r.zeroPerCPU(bpf.LeveeMapBan6Fars)
 	r.zeroPerCPU(bpf.LeveeMapEventWindows)
-	r.control = bpf.Control{}
+	r.control = bpf.Control{Ban6Version: r.control.Ban6Version + 1} // it never falls
 	r.SetControl(func(*bpf.Control) {})
 }
 
@@ -182,7 +182,9 @@ func (r *Rig) zeroPerCPU(name string) {
 	for i := range values {
 		values[i] = make([]byte, (r.Maps[name].ValueSize()+7)&^7)
 	}
-	must(r.Maps[name].Put(uint32(0), values))
+	for i := range r.Maps[name].MaxEntries() {
+		must(r.Maps[name].Put(i, values))
+	}
 }
 
 func (r *Rig) poke(name string, at int64, b []byte) {
