@@ -264,7 +264,7 @@ func TestQueries(t *testing.T) {
 	thirdParty(t, "prometheus")
 	panels, rules := readPanels(t), readRules(t)
 	s := newStage(t)
-	config := s.write("levee.yaml", `
+	settings := `
 interfaces: [eth1, gone0]
 source_idle: 1h
 limits:
@@ -272,9 +272,10 @@ limits:
 tables: {ipv4_bans: 1024, ipv6_bans: 1024, sources: 1024}
 api: {socket: /run/levee.sock}
 lock: /run/lock
-state: {path: `+s.dir+`/state.db}
+state: {path: ` + s.dir + `/state.db}
 notify: {url: "http://127.0.0.1:9/", start: 500/s, after: 1s, end: 100/s, quiet: 2s, attempts: 1}
-`)
+`
+	config := s.write("levee.yaml", settings)
 	began := time.Now()
 	daemon := s.start(s.bin, "run", "--config", config)
 	s.await("the daemon is ready", func() bool { return s.get("http://127.0.0.1:9464/metrics", nil) == nil })
@@ -346,6 +347,11 @@ scrape_configs:
 	for _, k := range []*atomic.Int64{&tr.banned, &tr.heavy, &tr.spoofed} {
 		k.Store(0)
 	}
+	s.write("levee.yaml", settings+"mode: monitor\n")
+	if code := s.levee("", "config", "reload"); code != 0 {
+		t.Fatalf("reload: exit code %d", code)
+	}
+	s.await("Prometheus has seen monitor mode", func() bool { return s.fires("levee_monitor_mode == 1", began) })
 	s.levee("", "panic", "on")
 	s.await("Prometheus has seen the panic", func() bool { return s.fires("levee_panic == 1", began) })
 	s.await("the drift is found", func() bool { return s.fires("levee_reconcile_drift > 0", began) })
