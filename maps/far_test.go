@@ -16,15 +16,16 @@ import (
 // The program remembers, CPU by CPU, which /48 of IPv6 no ban is near: struct ban6_far. These tests are
 // about when it must ask again.
 
-// onCPU binds the test's goroutine to one of the CPUs that the process may use, counted from 0, until the
-// function that it returns is called.
-func onCPU(t testing.TB, nth int) (free func()) {
+// onCPU binds the calling goroutine for good to one of the CPUs that the process may use, counted from 0 and
+// around. Its thread ends with it.
+func onCPU(t testing.TB, nth int) {
 	t.Helper()
 	runtime.LockOSThread()
 	var all, one unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &all); err != nil {
 		t.Fatal(err)
 	}
+	nth %= all.Count()
 	for cpu := 0; one.Count() == 0; cpu++ {
 		if all.IsSet(cpu) {
 			if nth == 0 {
@@ -35,11 +36,6 @@ func onCPU(t testing.TB, nth int) (free func()) {
 	}
 	if err := unix.SchedSetaffinity(0, &one); err != nil {
 		t.Fatal(err)
-	}
-	return func() {
-		if err := unix.SchedSetaffinity(0, &all); err == nil {
-			runtime.UnlockOSThread()
-		} // else the thread ends with its goroutine
 	}
 }
 
@@ -96,7 +92,7 @@ func loadFar(t *testing.T) *kernel {
 // TestFarIsAskedAgain bans an address that the program has just found far from every ban, by prefixes of
 // all lengths and in all ways that there are.
 func TestFarIsAskedAgain(t *testing.T) {
-	defer onCPU(t, 0)()
+	onCPU(t, 0)
 	k := loadFar(t)
 	addr := address("2001:db8:1:2:3:4:5:6")
 	pass := func(bits int, when string) {
@@ -136,10 +132,38 @@ func TestFarIsAskedAgain(t *testing.T) {
 	}
 }
 
+// TestFarNeedsOrder has a CPU that may see loads in another order: there the program remembers nothing, and bans
+// all the same.
+func TestFarNeedsOrder(t *testing.T) {
+	onCPU(t, 0)
+	how := onlyBans()
+	how.unordered = true
+	k := load(t, how)
+	if _, err := k.Bans.PutAll(values(elsewhere)); err != nil {
+		t.Fatal(err)
+	}
+	addr := address("2001:db8:1:2:3:4:5:6")
+	for bits := range 129 {
+		ban := Ban{Prefix: netip.PrefixFrom(addr, bits).Masked(), Expires: bpf.Forever}
+		for range 2 {
+			if got := k.run(frame(addr), 1); got != xdpPass || k.remembered(addr) {
+				t.Fatalf("before a /%d: verdict %d, remembered: %v", bits, got, k.remembered(addr))
+			}
+		}
+		if err := k.Bans.Put(ban); err != nil {
+			t.Fatal(err)
+		}
+		if got := k.run(frame(addr), 1); got != xdpDrop {
+			t.Errorf("after a /%d: verdict %d", bits, got)
+		}
+		k.Bans.Delete(ban.Prefix)
+	}
+}
+
 // TestFarIsOfOne48 asks about far addresses and banned ones in turn: there are more /48 than the program
 // remembers.
 func TestFarIsOfOne48(t *testing.T) {
-	defer onCPU(t, 0)()
+	onCPU(t, 0)
 	k := loadFar(t)
 	at := func(net int) netip.Addr {
 		return netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, byte(net >> 8), byte(net), 15: 1})
@@ -166,7 +190,7 @@ func TestFarIsOfOne48(t *testing.T) {
 // TestFarIsOfAllOfIt asks about an address that is not banned beside one that is, in one /48: that it passes is
 // no reason to remember that no ban is near.
 func TestFarIsOfAllOfIt(t *testing.T) {
-	defer onCPU(t, 0)()
+	onCPU(t, 0)
 	k := loadFar(t)
 	banned, clean := address("2001:db8:1:2:3:4:5:6"), address("2001:db8:1:ffff:3:4:5:6")
 	for bits := 49; bits <= 128; bits++ {
@@ -191,7 +215,7 @@ func TestFarIsOfAllOfIt(t *testing.T) {
 // TestFarOfOneWhoWasStopped has a writer end after it made a ban visible, before it said so: the next one
 // says it.
 func TestFarOfOneWhoWasStopped(t *testing.T) {
-	defer onCPU(t, 0)()
+	onCPU(t, 0)
 	k := loadFar(t)
 	addr := address("2001:db8:1:2:3:4:5:6")
 	for _, bits := range []int{128, 64, 48, 40, 24, 8} {
@@ -218,11 +242,9 @@ func TestFarOfOneWhoWasStopped(t *testing.T) {
 }
 
 // TestFarWhileChanging bans an address and lets it go, time and again, while the program is asked about it on
-// another CPU: what it remembered at the wrong moment it would go by until the next change.
+// another CPU (where there is one: else between its looks): what it remembered at the wrong moment it would go by
+// until the next change.
 func TestFarWhileChanging(t *testing.T) {
-	if runtime.NumCPU() < 2 {
-		t.Skip("one CPU: nothing changes while the program looks")
-	}
 	r := seeded(t)
 	k := loadFar(t)
 	b := asker(t, k)
@@ -231,11 +253,6 @@ func TestFarWhileChanging(t *testing.T) {
 	// asked, and what they said in a bad moment is remembered in the next look.
 	other := takesPlaceOf(addr)
 	addrs := []netip.Addr{addr, other, addr}
-	free := onCPU(t, 0)
-	if _, err := b.Ask(nil, addrs[:2]); err != nil || !k.remembered(other) || k.remembered(addr) {
-		t.Fatalf("%s does not take the place of %s (%v)", other, addr, err)
-	}
-	free()
 	const (
 		open     = iota // it is not banned
 		coming          // a Put is under way
@@ -249,7 +266,11 @@ func TestFarWhileChanging(t *testing.T) {
 	var judged [phases]int
 	wg.Go(func() {
 		defer ended.Store(true)
-		defer onCPU(t, 0)()
+		onCPU(t, 0)
+		if _, err := b.Ask(nil, addrs[:2]); err != nil || !k.remembered(other) || k.remembered(addr) {
+			t.Errorf("%s does not take the place of %s (%v)", other, addr, err)
+			return
+		}
 		var answers []batch.Answer
 		for rounds := some(100_000) * long(); min(judged[open], judged[standing]) < rounds && !gaveUp.Load(); looks.Add(1) {
 			before := phase.Load()
@@ -271,7 +292,7 @@ func TestFarWhileChanging(t *testing.T) {
 			judged[before%phases]++
 		}
 	})
-	defer onCPU(t, 1)()
+	onCPU(t, 1)
 	for i := 0; !ended.Load(); i++ {
 		// At any moment of a look; and then there is one that is judged.
 		wait := func() {

@@ -23,6 +23,8 @@ type setup struct {
 	buckets4, buckets6, cells6 uint32
 
 	pause string // a function of the program to put a pause around
+
+	unordered bool // the program is told that its CPU may see loads in another order
 }
 
 // onlyBans is a program with nothing but the ban list, and small tables.
@@ -66,6 +68,11 @@ func load(t testing.TB, s setup) *kernel {
 	}
 	for _, err := range []error{s.sizes.Apply(spec), s.features.Apply(spec), bpf.Specialise(spec, s.secret, 3)} {
 		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s.unordered {
+		if err := spec.Variables[bpf.LeveeVarCfgOrderedLoads].Set(false); err != nil {
 			t.Fatal(err)
 		}
 	}

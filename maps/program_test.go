@@ -213,7 +213,7 @@ func TestControl(t *testing.T) {
 // TestTopOnCredit sends packets of which most pass on credit, and are neither charged nor counted in their
 // source's entry yet.
 func TestTopOnCredit(t *testing.T) {
-	defer onCPU(t, 0)()
+	onCPU(t, 0)
 	k := load(t, everything())
 	setLimit(k, 0, packets(1e6))
 	owed := func() (n int) {
