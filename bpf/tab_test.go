@@ -3,6 +3,7 @@ package bpf_test
 import (
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -95,20 +96,83 @@ func stopped(tb testing.TB) *ebpf.CollectionSpec {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	code := s.Programs[bpf.LeveeProgLevee].Instructions
-	calls := map[asm.BuiltinFunc]int{asm.FnKtimeGetCoarseNs: 0, asm.FnJiffies64: 0}
-	for i, ins := range code {
-		if _, clock := calls[asm.BuiltinFunc(ins.Constant)]; clock && ins.IsBuiltinCall() {
-			code[i] = asm.Mov.Imm(asm.R0, 1<<30).WithMetadata(ins.Metadata) // as long as the call, for jumps count instructions
-			calls[asm.BuiltinFunc(ins.Constant)]++
+	s.Programs[bpf.LeveeProgLevee] = at(tb, s.Programs[bpf.LeveeProgLevee], 1<<30, 1<<20)
+	return s
+}
+
+// at is a program for which it is always the same time: by the coarse clock, in ns, and by jiffies.
+func at(tb testing.TB, p *ebpf.ProgramSpec, coarse, jiffies int32) *ebpf.ProgramSpec {
+	tb.Helper()
+	p = p.Copy()
+	clocks := map[asm.BuiltinFunc]int32{asm.FnKtimeGetCoarseNs: coarse, asm.FnJiffies64: jiffies}
+	asked := make(map[asm.BuiltinFunc]int)
+	for i, ins := range p.Instructions {
+		clock := asm.BuiltinFunc(ins.Constant)
+		if says, is := clocks[clock]; is && ins.IsBuiltinCall() {
+			p.Instructions[i] = asm.Mov.Imm(asm.R0, says).WithMetadata(ins.Metadata) // as long as the call, for jumps count instructions
+			asked[clock]++
 		}
 	}
-	for clock, n := range calls {
-		if n == 0 {
+	for clock := range clocks {
+		if asked[clock] == 0 {
 			tb.Fatalf("the program does not ask %s", clock)
 		}
 	}
-	return s
+	return p
+}
+
+// TestTick has jiffies move before the coarse clock, as they do for a moment of each tick: what is refused then is
+// not refused for the rest of it.
+func TestTick(t *testing.T) {
+	needKernel(t)
+	onCPU(t, 0) // tabs are a CPU's own
+	const tick = 4 * time.Millisecond
+	spec, err := bpf.LoadLevee()
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := spec.Programs[bpf.LeveeProgLevee]
+	times := []struct {
+		name            string
+		coarse, jiffies int32
+	}{{bpf.LeveeProgLevee, 1 << 30, 7}, {"between", 1 << 30, 8}, {"later", 1<<30 + int32(tick), 8}}
+	for _, c := range times {
+		spec.Programs[c.name] = at(t, program, c.coarse, c.jiffies)
+	}
+	config := configOf(bpf.DefaultFeatures())
+	config.Spec = spec
+	r, err := rig.Load(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	for _, w := range worlds(t, r) {
+		r.Reset()
+		w.baseline()
+		l := rig.Limit{Flags: bpf.LimitCoarse}
+		l.Thresholds[bpf.ThresholdPackets] = rig.Rate{PerSecond: float64(time.Second / tick), Burst: 1}
+		r.Limit(0, l)
+		frame := tcp(w).Bytes()
+		for i, step := range []struct {
+			at   string
+			want uint32
+		}{
+			{times[0].name, xdpPass},
+			{times[0].name, xdpDrop},
+			{times[1].name, xdpDrop}, // asked by the old time
+			{times[1].name, xdpDrop},
+			{times[2].name, xdpPass}, // as soon as it is due
+			{times[2].name, xdpDrop},
+		} {
+			got, err := r.Programs[step.at].Run(&ebpf.RunOptions{Data: frame})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got != step.want {
+				t.Errorf("%s, packet %d, %s: verdict %d, want %d", w.family, i, step.at, got, step.want)
+			}
+		}
+	}
 }
 
 // TestTabShared has two sources, and one under two limits, meet on one tab in turn: each is counted and
