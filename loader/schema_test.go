@@ -13,6 +13,9 @@ import (
 	"github.com/levee-xdp/levee/bpf"
 )
 
+// The schema of this program, and of the one in next.
+var old, later = strconv.Itoa(bpf.Schema), strconv.Itoa(bpf.Schema + 1)
+
 // next is the config of a program of the next schema: it has other sizes, one table more, and one that
 // holds something else.
 func (l *lab) next() Config {
@@ -40,7 +43,6 @@ func TestSchemaChangeAndBack(t *testing.T) {
 	gaps := l.detectGaps("net0")
 	l.eventually("there is traffic", func() bool { return l.packets(a.Slot, bpf.ReasonMartian) > 10 })
 
-	old, later := strconv.Itoa(bpf.Schema), strconv.Itoa(bpf.Schema+1)
 	for round, step := range []struct {
 		config     Config
 		dir, other string
@@ -144,7 +146,7 @@ func TestSchemaChangeInterrupted(t *testing.T) {
 	if changed, err := s.Upgrade(); err != nil || len(changed) != 0 {
 		t.Errorf("%+v, %v", changed, err)
 	}
-	if exists(l.root + "/" + strconv.Itoa(bpf.Schema+1)) {
+	if exists(l.root + "/" + later) {
 		t.Errorf("left %v", l.tree())
 	}
 	l.wantShield("net0", a.Slot)
@@ -159,14 +161,14 @@ func TestSchemaChangeInterrupted(t *testing.T) {
 	must(t, s.replace(changes))
 	closeChanges(changes)
 	must(t, s.Close())
-	if !exists(l.root+"/"+strconv.Itoa(bpf.Schema)) || !exists(l.root+"/"+strconv.Itoa(bpf.Schema+1)) {
+	if !exists(l.root+"/"+old) || !exists(l.root+"/"+later) {
 		t.Fatalf("pinned %v", l.tree())
 	}
 	s = l.open()
 	if changed, err := s.Upgrade(); err != nil || len(changed) != 1 || changed[0].LinkID != a.LinkID {
 		t.Errorf("back: %+v, %v", changed, err)
 	}
-	if exists(l.root + "/" + strconv.Itoa(bpf.Schema+1)) {
+	if exists(l.root + "/" + later) {
 		t.Errorf("left %v", l.tree())
 	}
 	l.wantShield("net0", a.Slot)
@@ -185,7 +187,7 @@ func TestSchemaChangeGivenUp(t *testing.T) {
 		s = l.openWith(l.next())
 		maps, err := s.Replaced()
 		var other *SchemaError
-		if !errors.As(err, &other) || other.Have != strconv.Itoa(bpf.Schema) || other.Want != bpf.Schema+1 || maps != nil {
+		if !errors.As(err, &other) || other.Have != old || other.Want != bpf.Schema+1 || maps != nil {
 			t.Errorf("%v, %v", maps, err)
 		}
 		must(t, s.Close())
