@@ -24,11 +24,14 @@ static __always_inline void guess(const struct tabs *mine, __u64 hash, __u64 agg
 	if (tags)
 		READ_ONCE(tags->tag[0]);
 	if (mine->guess == GUESS_KNOWN) {
-		struct source_state *state =
-			lookup(source_states, bucket * SOURCE_WAYS + source_home(hash));
+		__u32 slot = bucket * SOURCE_WAYS + source_home(hash);
+		struct source_state *state = lookup(source_states, slot);
+		struct source_counts *counts = lookup(source_counts, slot);
 
 		if (state)
 			READ_ONCE(state->hi);
+		if (counts)
+			READ_ONCE(counts->packets);
 	} else {
 		struct aggregate_bucket *cell = lookup(aggregates, aggregate_index(aggregate));
 
