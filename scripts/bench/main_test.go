@@ -40,6 +40,9 @@ func TestReportIntoDocument(t *testing.T) {
 	r := &report{Rows: []row{
 		{Part: "program", Case: oneSource, Family: "ipv4", Subject: bare, Unit: "ns", Figure: figure{20, 19, 21}},
 		{Part: "program", Case: oneSource, Family: "ipv4", Subject: field, Unit: "ns", Figure: figure{200, 200, 200}},
+		{Part: "program", Case: oneSource, Family: "ipv4", Subject: filterLine, Unit: "ns", Figure: figure{58, 58, 58}, Ratio: 2.9, Against: bare},
+		{Part: "program", Case: oneSource, Family: "ipv4", Subject: allLines, Unit: "ns", Figure: figure{62, 62, 62}, Ratio: 3.1, Against: bare},
+		{Part: "program", Case: oneSource, Family: "ipv4", Subject: levee, Unit: "ns", Figure: figure{50, 49, 51}, Ratio: 0.8, Against: allLines},
 		row{Part: "program", Case: oneSource, Family: "ipv6", Subject: levee, Unit: "ns", Figure: figure{60, 60, 60}}.
 			ratio("ipv4", []float64{60}, []float64{50}).atMost(1.5),
 		row{Part: "program", Case: oneSource, Family: "ipv4", Subject: levee, Unit: "ns", Figure: figure{50, 49, 51}}.
@@ -59,6 +62,7 @@ func TestReportIntoDocument(t *testing.T) {
 		"- Of 2 bounds 1 hold.\n", "- A packet of ipv4 costs 0.25 to 0.25 times what it costs on an LPM trie and an LRU hash.\n",
 		"- A packet of ipv6 costs 1.20 to 1.20 times what one of ipv4 does.\n",
 		"- Missed: program one clean source ipv4 levee: 50.0 ns (2.50 x bare), bound at most 2\n",
+		"- Beyond reach: program one clean source ipv4, bound at most 3: to load all lines is 3.10 x bare\n",
 		"- xdp-filter is not installed\n"} {
 		if strings.Count(string(doc), want) != 1 {
 			t.Errorf("not once: %q", want)

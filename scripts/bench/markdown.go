@@ -78,7 +78,7 @@ func (r *report) summary() (lines []string) {
 		var ratios []float64
 		medians := make(map[string]float64)
 		for _, row := range r.Rows {
-			if row.Part != "program" || row.Family != familyName(v6) || row.Against == "ipv4" {
+			if row.Part != "program" || row.Family != familyName(v6) || row.again() {
 				continue
 			}
 			if row.Subject == field {
@@ -104,6 +104,22 @@ func (r *report) summary() (lines []string) {
 	}
 	for _, words := range over {
 		lines = append(lines, "Missed: "+words)
+	}
+	return append(lines, r.beyond()...)
+}
+
+// beyond are the bounds that no program could keep on the machine: to load what an answer stands in is
+// already more, with nothing compared, decided or written.
+func (r *report) beyond() (lines []string) {
+	said := make(map[string]bool)
+	for _, row := range r.Rows {
+		limit, has := programBounds[row.Case]
+		loads := row.Subject == filterLine || row.Subject == allLines
+		if where := row.Case + " " + row.Family; row.Part == "program" && loads && has && row.Ratio > limit && !said[where] {
+			said[where] = true
+			lines = append(lines, fmt.Sprintf("Beyond reach: program %s, bound at most %s: to load %s is %s",
+				where, number(limit), row.Subject, row.ratioText()))
+		}
 	}
 	return lines
 }

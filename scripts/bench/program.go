@@ -20,6 +20,10 @@ const (
 	bare  = "bare"
 	field = "field" // LPM trie and LRU hash
 	levee = "levee"
+
+	// Beside the bare program, what it takes to load the lines that an answer stands in: see reads.c.
+	filterLine = "filter's line" // whether a ban is near
+	allLines   = "all lines"
 )
 
 // What each case may cost, to the bare program with the same sources. Lists are drawn from at random,
@@ -38,6 +42,23 @@ const (
 	manySources   = "many clean sources"
 	inOrder       = ", in order"
 )
+
+// What a program reads; the names are those of reads.c.
+const (
+	readFilter uint32 = 1 << iota
+	readBan
+	readTags
+	readState
+	readAggregate
+)
+
+// What an answer reads in each case, drawn at random or in order.
+var programReads = map[string]uint32{
+	oneSource:     readFilter,
+	randomSources: readFilter | readTags | readAggregate,
+	bannedSources: readFilter | readBan,
+	manySources:   readFilter | readTags | readState,
+}
 
 // cases are the sources of the first part.
 func (b *bench) cases(v6 bool) []source {
@@ -65,7 +86,7 @@ func (b *bench) programs(context.Context) error {
 	}
 	defer w.close()
 
-	subjects := append([]string{bare, field, levee}, b.objects...)
+	subjects := append([]string{bare, filterLine, allLines, field, levee}, b.objects...)
 	type entry struct {
 		source source
 		v6     bool
@@ -88,6 +109,11 @@ func (b *bench) programs(context.Context) error {
 				return err
 			}
 			targets := map[string]*ebpf.Program{bare: rivals.bare, field: rivals.field[parts{true, true}], levee: program}
+			for name, reads := range map[string]uint32{filterLine: readFilter, allLines: programReads[strings.TrimSuffix(e.source.name, inOrder)]} {
+				if targets[name], err = e.stage.loadReads(reads); err != nil {
+					return err
+				}
+			}
 			for _, path := range b.objects {
 				if targets[path], err = loadCandidate(sh, path); err != nil {
 					return err
@@ -123,7 +149,7 @@ func (b *bench) programs(context.Context) error {
 				Figure: figureOf(samples)}
 			switch name {
 			case bare:
-			case field, levee:
+			case filterLine, allLines, field, levee:
 				r = r.ratio(bare, samples, e.probes[bare].samples)
 			default:
 				r = r.ratio(levee, samples, e.probes[levee].samples)
@@ -137,6 +163,10 @@ func (b *bench) programs(context.Context) error {
 				}
 			}
 			b.report.Rows = append(b.report.Rows, r)
+			if name == levee && e.source.name != oneSource {
+				r.Bound, r.Note = nil, ""
+				b.report.Rows = append(b.report.Rows, r.ratio(allLines, samples, e.probes[allLines].samples))
+			}
 		}
 		now := row{Part: "program", Case: e.source.name, Family: "ipv6", Subject: levee, Unit: "ns",
 			Figure: figureOf(e.probes[levee].samples)}
@@ -175,7 +205,7 @@ func loadCandidate(sh *shield, path string) (*ebpf.Program, error) {
 	if err != nil {
 		return nil, err
 	}
-	return st.loadSpec(spec, bpf.DefaultFeatures())
+	return st.loadSpec(spec, levee, bpf.DefaultFeatures())
 }
 
 // probe puts a program behind a wrapper.

@@ -58,6 +58,9 @@ func (r row) ratio(against string, mine, theirs []float64) row {
 	return r
 }
 
+// again says that a row's figure stands in another row, too, beside another one.
+func (r row) again() bool { return r.Against == "ipv4" || r.Against == allLines }
+
 func (r row) atMost(limit float64) row {
 	r.Bound = &bound{AtMost: limit, Pass: r.judged() <= limit}
 	return r
@@ -114,6 +117,9 @@ func (r *report) print(w io.Writer) {
 	missed := r.missed()
 	for _, row := range missed {
 		fmt.Fprintf(w, "missed: %s\n", row.words())
+	}
+	for _, line := range r.beyond() {
+		fmt.Fprintln(w, line)
 	}
 }
 

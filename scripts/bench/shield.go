@@ -148,10 +148,23 @@ func (st *stage) load(features bpf.Features) (*ebpf.Program, error) {
 	if err != nil {
 		return nil, err
 	}
-	return st.loadSpec(spec, features)
+	return st.loadSpec(spec, levee, features)
 }
 
-func (st *stage) loadSpec(spec *ebpf.CollectionSpec, features bpf.Features) (*ebpf.Program, error) {
+// loadReads loads the program that does these reads, a bit of reads.c each, and nothing else.
+func (st *stage) loadReads(reads uint32) (*ebpf.Program, error) {
+	spec, err := loadReads()
+	if err != nil {
+		return nil, err
+	}
+	if err := spec.Variables["cfg_reads"].Set(reads); err != nil {
+		return nil, fmt.Errorf("set cfg_reads: %w", err)
+	}
+	return st.loadSpec(spec, "reads", bpf.DefaultFeatures())
+}
+
+// loadSpec loads a program on the stage's maps.
+func (st *stage) loadSpec(spec *ebpf.CollectionSpec, name string, features bpf.Features) (*ebpf.Program, error) {
 	if err := st.shield.sizes.Apply(spec); err != nil {
 		return nil, err
 	}
@@ -162,13 +175,13 @@ func (st *stage) loadSpec(spec *ebpf.CollectionSpec, features bpf.Features) (*eb
 		return nil, err
 	}
 	if features.Frags {
-		spec.Programs["levee"].Flags |= xdpHasFrags
+		spec.Programs[name].Flags |= xdpHasFrags
 	}
 	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: st.maps})
 	if err != nil {
-		return nil, fmt.Errorf("load levee: %w", err)
+		return nil, fmt.Errorf("load %s: %w", name, err)
 	}
-	program := coll.DetachProgram("levee")
+	program := coll.DetachProgram(name)
 	coll.Close()
 	st.shield.closers = append(st.shield.closers, program)
 	return program, nil
