@@ -21,7 +21,7 @@ const (
 	field = "field" // LPM trie and LRU hash
 	levee = "levee"
 
-	// Beside the bare program, what it takes to load the lines that an answer stands in: see reads.c.
+	// Beside the bare program, what it takes to load the lines that an answer needs: see reads.c.
 	filterLine = "filter's line" // whether a ban is near
 	allLines   = "all lines"
 )
@@ -49,15 +49,17 @@ const (
 	readBan
 	readTags
 	readState
+	readCounts
 	readAggregate
 )
 
-// What an answer reads in each case, drawn at random or in order.
+// What is read for an answer in each case, drawn at random or in order. A source that is tracked is
+// counted, too.
 var programReads = map[string]uint32{
 	oneSource:     readFilter,
 	randomSources: readFilter | readTags | readAggregate,
 	bannedSources: readFilter | readBan,
-	manySources:   readFilter | readTags | readState,
+	manySources:   readFilter | readTags | readState | readCounts,
 }
 
 // cases are the sources of the first part.

@@ -2,8 +2,8 @@
 
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 /*
- * What an answer costs at the least: the bare program, and a load of each cache line that the answer
- * stands in, in Levee's own tables. Where a line is depends on the packet alone; nothing is compared,
+ * What an answer costs at the least: the bare program, and a load of each cache line that it needs of
+ * Levee's own tables. Where a line is depends on the packet alone; nothing is compared,
  * no branch waits, nothing is written, so that all lines are on their way at once. What Levee costs
  * beyond this is its thinking; what this costs beyond the bare program is the machine's memory.
  */
@@ -11,11 +11,12 @@
 #include "maps.h"
 
 enum read {
-	READ_FILTER = 1,    /* is a ban near? */
-	READ_BAN = 2,	    /* the ban, in the bucket of its own length */
-	READ_TAGS = 4,	    /* is the source tracked? */
-	READ_STATE = 8,	    /* what it owes */
-	READ_AGGREGATE = 16, /* what its prefix owes */
+	READ_FILTER = 1,     /* is a ban near? */
+	READ_BAN = 2,	     /* the ban, in the bucket of its own length */
+	READ_TAGS = 4,	     /* is the source tracked? */
+	READ_STATE = 8,	     /* what it owes */
+	READ_COUNTS = 16,    /* what it sent */
+	READ_AGGREGATE = 32, /* what its prefix owes */
 };
 
 volatile const __u32 cfg_reads = 0;
@@ -31,11 +32,15 @@ volatile const __u32 cfg_reads = 0;
 static __always_inline int touch(__u64 hi, __u64 lo)
 {
 	__u64 hash = hash128(hi, lo);
+	__u32 bucket = hash & cfg_source_mask;
+	__u32 slot = bucket * SOURCE_WAYS + (hash >> 32) % SOURCE_WAYS;
 
 	if (cfg_reads & READ_TAGS)
-		TOUCH(source_tags, hash & cfg_source_mask);
+		TOUCH(source_tags, bucket);
 	if (cfg_reads & READ_STATE)
-		TOUCH(source_states, (hash & cfg_source_mask) * SOURCE_WAYS + (hash >> 32) % SOURCE_WAYS);
+		TOUCH(source_states, slot);
+	if (cfg_reads & READ_COUNTS)
+		TOUCH(source_counts, slot);
 	if (cfg_reads & READ_AGGREGATE)
 		TOUCH(aggregates, hash64(hash) & cfg_aggregate_mask);
 	return XDP_DROP;
