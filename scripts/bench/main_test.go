@@ -47,6 +47,8 @@ func TestReportIntoDocument(t *testing.T) {
 			ratio("ipv4", []float64{60}, []float64{50}).atMost(1.5),
 		row{Part: "program", Case: oneSource, Family: "ipv4", Subject: levee, Unit: "ns", Figure: figure{50, 49, 51}}.
 			ratio(bare, []float64{50}, []float64{20}).atMost(2),
+		{Part: "live", Case: ownCPUs, Family: "ipv6", Subject: allLines, Unit: "/s", Figure: figure{80, 80, 80}, Ratio: 0.8, Against: bare},
+		{Part: "live", Case: oneCPU, Family: "ipv6", Subject: allLines, Unit: "/s", Figure: figure{70, 70, 70}, Ratio: 0.7, Against: bare},
 	}, Notes: []string{"xdp-filter is not installed"}}
 	for range 2 {
 		if err := r.writeDocs(path); err != nil {
@@ -63,6 +65,7 @@ func TestReportIntoDocument(t *testing.T) {
 		"- A packet of ipv6 costs 1.20 to 1.20 times what one of ipv4 does.\n",
 		"- Missed: program one clean source ipv4 levee: 50.0 ns (2.50 x bare), bound at most 2\n",
 		"- Beyond reach: program one clean source ipv4, bound at most 3: to load all lines is 3.10 x bare\n",
+		"- Beyond reach: live a CPU each ipv6, bound at least 0.9: to load all lines is 0.80 x bare\n",
 		"- xdp-filter is not installed\n"} {
 		if strings.Count(string(doc), want) != 1 {
 			t.Errorf("not once: %q", want)

@@ -113,12 +113,19 @@ func (r *report) summary() (lines []string) {
 func (r *report) beyond() (lines []string) {
 	said := make(map[string]bool)
 	for _, row := range r.Rows {
-		limit, has := programBounds[row.Case]
-		loads := row.Subject == filterLine || row.Subject == allLines
-		if where := row.Case + " " + row.Family; row.Part == "program" && loads && has && row.Ratio > limit && !said[where] {
+		if row.Subject != filterLine && row.Subject != allLines {
+			continue
+		}
+		bound := ""
+		switch limit := programBounds[row.Case]; {
+		case row.Part == "program" && limit > 0 && row.Ratio > limit:
+			bound = "at most " + number(limit)
+		case row.Part == "live" && row.Case == ownCPUs && row.Ratio < liveBound:
+			bound = "at least " + number(liveBound)
+		}
+		if where := strings.Join([]string{row.Part, row.Case, row.Family}, " "); bound != "" && !said[where] {
 			said[where] = true
-			lines = append(lines, fmt.Sprintf("Beyond reach: program %s, bound at most %s: to load %s is %s",
-				where, number(limit), row.Subject, row.ratioText()))
+			lines = append(lines, fmt.Sprintf("Beyond reach: %s, bound %s: to load %s is %s", where, bound, row.Subject, row.ratioText()))
 		}
 	}
 	return lines
