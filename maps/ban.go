@@ -16,17 +16,17 @@ type Ban struct {
 	Expires uint64       // ns of CLOCK_MONOTONIC, or bpf.Forever
 }
 
-// normal returns a ban as the tables keep it, or says what is wrong with it.
-func (b Ban) normal() (Ban, error) {
+// normalise makes a ban as the tables keep it, or says what is wrong with it.
+func (b *Ban) normalise() error {
 	p, err := normalPrefix(b.Prefix)
 	if err != nil {
-		return b, err
+		return err
 	}
 	if uint32(b.List) >= bpf.MaxLists {
-		return b, fmt.Errorf("ban %s: list %d is not below %d", p, b.List, bpf.MaxLists)
+		return fmt.Errorf("ban %s: list %d is not below %d", p, b.List, bpf.MaxLists)
 	}
 	b.Prefix = p
-	return b, nil
+	return nil
 }
 
 // normalPrefix masks a prefix, and makes an IPv4 one of an IPv4 prefix mapped into IPv6.
@@ -77,7 +77,7 @@ func (c content) ban(addr netip.Addr) Ban {
 }
 
 // word returns a slot's word without its key (and IPv4's class): see enum ban_word.
-func (c content) word() uint64 {
+func (c *content) word() uint64 {
 	w := uint64(c.list)<<bpf.BanListShift | uint64(c.length)<<bpf.BanLengthShift | bpf.BanLive
 	if c.monitor {
 		w |= bpf.BanMonitor

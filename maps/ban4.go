@@ -87,7 +87,7 @@ func uint4(addr netip.Addr) uint32 {
 	return binary.BigEndian.Uint32(a[:])
 }
 
-func word4(c class4, key uint32, v content) uint64 {
+func word4(c class4, key uint32, v *content) uint64 {
 	return uint64(key)<<bpf.BanKeyShift | uint64(c&3)<<bpf.BanClassShift | v.word()
 }
 
@@ -447,7 +447,7 @@ func (b *ban4) say(p place, best content, any bool, about uint8) (wrote bool) {
 		wrote = true
 	default:
 		e := b.entry(p.at)
-		wrote = b.epoch.replace(&e.Word, &e.Expires, word4(p.class, p.key, best), best.expires)
+		wrote = b.epoch.replace(&e.Word, &e.Expires, word4(p.class, p.key, &best), best.expires)
 	}
 	if b.met != nil {
 		if any && best.round == b.round {

@@ -26,7 +26,7 @@ func (b *ban4) putFresh(at slots4, length int, v content) bool {
 		free[i] = n
 	}
 	v.length, v.round = uint8(length), b.round
-	word := word4(c, 0, v)
+	word := word4(c, 0, &v)
 	for i, slot := range at {
 		e := &b.table[free[i]]
 		store(&e.Expires, v.expires)
@@ -69,7 +69,7 @@ func (b *ban4) insert(p place, v content) {
 	if p.class != classWide {
 		b.spillTo(p, 1)
 	}
-	store(&e.Word, word4(p.class, p.key, v))
+	store(&e.Word, word4(p.class, p.key, &v))
 	b.slots[p.class]++
 	b.cover(p.class, p.key)
 	b.epoch.grew()

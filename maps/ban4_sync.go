@@ -82,7 +82,7 @@ func (b *ban4) survey() (repaired int) {
 func sound4(p place, word uint64) bool {
 	v := contentOf(word, 0)
 	return p.key == mask4(p.key, p.class.bits()) && classOf(int(v.length)) == p.class &&
-		v.length <= 32 && uint32(v.list) < bpf.MaxLists && word == word4(p.class, p.key, v)
+		v.length <= 32 && uint32(v.list) < bpf.MaxLists && word == word4(p.class, p.key, &v)
 }
 
 // meet counts a slot that was found live.

@@ -69,13 +69,12 @@ func (b *Bans) adopt() {
 // Put bans a prefix, or changes its ban. Returns a *FullError, and leaves everything as it was, if
 // the table has no room; other errors say what is wrong with the ban.
 func (b *Bans) Put(ban Ban) error {
-	ban, err := ban.normal()
-	if err != nil {
+	if err := ban.normalise(); err != nil {
 		return err
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if _, ok := b.put(ban, nil); !ok {
+	if _, ok := b.put(&ban, nil); !ok {
 		return b.full(ban.Prefix)
 	}
 	return nil
@@ -92,13 +91,13 @@ func (b *Bans) PutMany(bans []Ban) (failed []error) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	some := newLot(b, func(place int, ban Ban, at slots4) {
+	some := newLot(b, func(place int, ban *Ban, at slots4) {
 		if _, ok := b.put(ban, at); !ok {
 			fail(place, b.full(ban.Prefix))
 		}
 	})
-	for place, ban := range bans {
-		if err := some.add(place, ban); err != nil {
+	for place := range bans {
+		if err := some.add(place, &bans[place]); err != nil {
 			fail(place, err)
 		}
 	}
@@ -107,7 +106,7 @@ func (b *Bans) PutMany(bans []Ban) (failed []error) {
 }
 
 // put puts a ban, of which a lot may know the slots.
-func (b *Bans) put(ban Ban, at slots4) (change, bool) {
+func (b *Bans) put(ban *Ban, at slots4) (change, bool) {
 	v := content{expires: ban.Expires, list: ban.List, monitor: ban.Monitor}
 	if addr := ban.Prefix.Addr(); addr.Is4() {
 		if len(at) > 0 && b.v4.putFresh(at, ban.Prefix.Bits(), v) {
@@ -251,7 +250,7 @@ func (b *Bans) sync(wanted iter.Seq[Ban]) (Changes, error) {
 	left := l.left
 	l.left = nil
 	for _, ban := range left {
-		l.add(ban, nil)
+		l.add(&ban, nil)
 	}
 	l.release()
 	l.changes.Full = len(l.left)

@@ -22,9 +22,9 @@ type bulk struct {
 
 // load puts a sequence of bans.
 func (l *bulk) load(bans iter.Seq[Ban]) {
-	some := newLot(l.bans, func(_ int, ban Ban, at slots4) { l.add(ban, at) })
+	some := newLot(l.bans, func(_ int, ban *Ban, at slots4) { l.add(ban, at) })
 	for ban := range bans {
-		if err := some.add(0, ban); err != nil {
+		if err := some.add(0, &ban); err != nil {
 			l.wrongs++
 			if l.wrong == nil {
 				l.wrong = err
@@ -36,7 +36,7 @@ func (l *bulk) load(bans iter.Seq[Ban]) {
 
 // postpone tells whether a ban has to wait: it enforces in the table and would not do so any more.
 // Until then it is put as it stands, so that it counts as wanted.
-func (l *bulk) postpone(ban Ban) bool {
+func (l *bulk) postpone(ban *Ban) bool {
 	if len(l.postponed) > 0 {
 		delete(l.postponed, ban.Prefix) // of a prefix that occurs twice, the last counts
 	}
@@ -47,35 +47,35 @@ func (l *bulk) postpone(ban Ban) bool {
 	if !ok || old.monitor || !lived(old.expires) {
 		return false
 	}
-	if _, ok := l.bans.put(Ban{Prefix: ban.Prefix, List: old.list, Expires: old.expires}, nil); !ok {
+	if _, ok := l.bans.put(&Ban{Prefix: ban.Prefix, List: old.list, Expires: old.expires}, nil); !ok {
 		return false
 	}
 	if l.postponed == nil {
 		l.postponed = make(map[netip.Prefix]Ban)
 	}
-	l.postponed[ban.Prefix] = ban
+	l.postponed[ban.Prefix] = *ban
 	return true
 }
 
 // release puts what was postponed.
 func (l *bulk) release() {
 	for _, ban := range l.postponed {
-		l.put(ban, nil)
+		l.put(&ban, nil)
 	}
 	l.postponed = nil
 }
 
-func (l *bulk) add(ban Ban, at slots4) {
+func (l *bulk) add(ban *Ban, at slots4) {
 	if !l.postpone(ban) {
 		l.put(ban, at)
 	}
 }
 
 // put puts a ban, and counts what came of it.
-func (l *bulk) put(ban Ban, at slots4) {
+func (l *bulk) put(ban *Ban, at slots4) {
 	what, ok := l.bans.put(ban, at)
 	if !ok {
-		l.left = append(l.left, ban)
+		l.left = append(l.left, *ban)
 		return
 	}
 	switch what {

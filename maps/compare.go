@@ -57,14 +57,14 @@ func (b *Bans) parts(wanted func(netip.Prefix) (Ban, bool)) []tablePart {
 func (b *Bans) Lacks(bans []Ban) (lacking int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	some := newLot(b, func(_ int, ban Ban, _ slots4) {
+	some := newLot(b, func(_ int, ban *Ban, _ slots4) {
 		v := content{expires: ban.Expires, list: ban.List, monitor: ban.Monitor, length: uint8(ban.Prefix.Bits())}
 		if addr := ban.Prefix.Addr(); addr.Is4() && !b.v4.holds(uint4(addr), v) || addr.Is6() && !b.v6.holds(keyOf6(ban.Prefix), v) {
 			lacking++
 		}
 	})
-	for _, ban := range bans {
-		if err := some.add(0, ban); err != nil {
+	for i := range bans {
+		if err := some.add(0, &bans[i]); err != nil {
 			lacking++
 		}
 	}

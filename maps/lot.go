@@ -8,12 +8,13 @@ const ahead = 32
 
 // lot is bans that are put one after the other. What a put needs of the tables lies in places that have
 // nothing to do with each other, and most of its time would go by in waiting for memory. So a ban that comes
-// has what it will need asked for, and is put when some more have come.
+// has what it will need asked for, and is put when some more have come. It is handed on where it stands: a copy
+// of what was just written, field by field, waits for those writes.
 type lot struct {
 	to    *Bans
-	put   func(place int, ban Ban, at slots4)
-	next  int // how many have come
-	first int // how many were put
+	put   func(place int, ban *Ban, at slots4)
+	next  uint // how many have come
+	first uint // how many were put
 	ring  [ahead]coming
 }
 
@@ -32,24 +33,23 @@ type slot4 struct{ key, home uint32 }
 // slots4 is all of them; none where they are not known.
 type slots4 []slot4
 
-func newLot(to *Bans, put func(place int, ban Ban, at slots4)) *lot { return &lot{to: to, put: put} }
+func newLot(to *Bans, put func(place int, ban *Ban, at slots4)) *lot { return &lot{to: to, put: put} }
 
 // add takes a ban, or says what is wrong with it.
-func (l *lot) add(place int, ban Ban) error {
-	ban, err := ban.normal()
-	if err != nil {
-		return err
-	}
+func (l *lot) add(place int, ban *Ban) error {
 	if l.next-l.first == ahead {
 		l.putFirst()
 	}
 	c := &l.ring[l.next%ahead]
+	c.ban, c.place, c.n = *ban, place, 0
+	if err := c.ban.normalise(); err != nil {
+		return err
+	}
 	l.next++
-	c.ban, c.place, c.n = ban, place, 0
-	if addr := ban.Prefix.Addr(); addr.Is4() {
-		c.n = l.to.v4.fetch(&c.slots, uint4(addr), ban.Prefix.Bits())
+	if addr := c.ban.Prefix.Addr(); addr.Is4() {
+		c.n = l.to.v4.fetch(&c.slots, uint4(addr), c.ban.Prefix.Bits())
 	} else {
-		l.to.v6.fetch(keyOf6(ban.Prefix))
+		l.to.v6.fetch(keyOf6(c.ban.Prefix))
 	}
 	return nil
 }
@@ -57,7 +57,7 @@ func (l *lot) add(place int, ban Ban) error {
 func (l *lot) putFirst() {
 	c := &l.ring[l.first%ahead]
 	l.first++
-	l.put(c.place, c.ban, c.slots[:c.n])
+	l.put(c.place, &c.ban, c.slots[:c.n])
 }
 
 // flush puts those that are still on their way.
