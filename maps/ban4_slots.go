@@ -49,12 +49,13 @@ func (b *ban4) freeIn(c class4, slot slot4) (at int, ok bool) {
 	want := uint64(slot.key)<<bpf.BanKeyShift | uint64(c)<<bpf.BanClassShift | bpf.BanLive
 	from := int(slot.home) * bpf.Ban4Slots
 	at = -1
-	for i := range b.bucket(slot.home) {
-		word := b.table[from+i].Word
+	bucket := b.bucket(slot.home)
+	for i := bpf.Ban4Slots - 1; i >= 0; i-- { // backwards, so that no branch depends on which is free
+		word := bucket[i].Word
 		if word&ban4Match == want {
 			return 0, false
 		}
-		if at < 0 && word == 0 {
+		if word == 0 {
 			at = from + i
 		}
 	}
