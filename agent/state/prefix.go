@@ -10,6 +10,11 @@ import (
 // that netip refuses is an Error that names the value.
 func ParsePrefix(s string) (netip.Prefix, error) {
 	address, length, hasLength := strings.Cut(s, "/")
+	if hasLength {
+		if p, err := netip.ParsePrefix(s); err == nil {
+			return Canonical(p)
+		}
+	}
 	addr, err := netip.ParseAddr(address)
 	if err != nil {
 		if s == "" {
@@ -27,12 +32,7 @@ func ParsePrefix(s string) (netip.Prefix, error) {
 		addr = addr.Unmap()
 		return netip.PrefixFrom(addr, addr.BitLen()), nil
 	}
-	p, err := netip.ParsePrefix(s)
-	if err != nil {
-		most := addr.BitLen()
-		return netip.Prefix{}, invalid("prefix", s, "its length %q is not a number from 0 to %d", length, most)
-	}
-	return Canonical(p)
+	return netip.Prefix{}, invalid("prefix", s, "its length %q is not a number from 0 to %d", length, addr.BitLen())
 }
 
 // ParseAddr reads an address, with ParsePrefix's rules.
