@@ -69,6 +69,9 @@ func (t *allowTable) replace(source Source, next map[netip.Prefix]Allow) {
 
 // covering returns the most specific entry that contains a prefix and has not ended.
 func (t *allowTable) covering(p netip.Prefix, now uint64) (Allow, bool) {
+	if !t.index.Contains(p.Addr()) { // as of nearly all
+		return Allow{}, false
+	}
 	_, longest, ok := t.index.LookupPrefixLPM(p)
 	if !ok || longest.Until() > now {
 		return longest, ok

@@ -114,7 +114,7 @@ func (c *change) guard(p *Proposal, brief bool) (notes []string, refused *Error)
 // guardProxies keeps everybody but a person who insists from banning a trusted proxy: its packets are
 // those of many clients.
 func (c *change) guardProxies(p *Proposal, refuse func(Code, string, ...any) *Error) *Error {
-	if p.Monitor {
+	if p.Monitor || c.proxies.Size() == 0 {
 		return nil
 	}
 	_, proxy, ok := c.proxies.LookupPrefixLPM(p.Prefix)
