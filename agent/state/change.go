@@ -151,7 +151,8 @@ func (c *change) propose(asked *Proposal, out *Outcome, brief bool) {
 		out.Status = StatusUnchanged
 		if c.undecided && !c.whole { // it may be of a whole that is taken back, and this is not
 			c.addHashed(e, hash)
-			before = &e
+			again := e // and not e itself, which would have to be on the heap for all
+			before = &again
 		}
 		if !brief {
 			out.Claim = c.claimOfEntry(before)

@@ -15,12 +15,12 @@ type key struct {
 
 func keyOf(p netip.Prefix) key {
 	a := p.Addr()
-	b := a.As16()
-	k := key{binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:]), uint8(p.Bits()), a.Is4()}
-	if k.v4 {
-		k.hi, k.lo = 0, k.lo&0xFFFFFFFF
+	if a.Is4() {
+		b := a.As4()
+		return key{0, uint64(binary.BigEndian.Uint32(b[:])), uint8(p.Bits()), true}
 	}
-	return k
+	b := a.As16()
+	return key{binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:]), uint8(p.Bits()), false}
 }
 
 func (k key) prefix() netip.Prefix {

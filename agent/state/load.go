@@ -114,8 +114,9 @@ func (s *Store) loadLists(tx *bbolt.Tx) error {
 }
 
 // recordOf makes an entry's record; its words are not held yet.
-func (s *Store) recordOf(e *entry, segment uint64) record {
-	r := record{created: e.created, segment: uint32(segment), list: e.list, boot: e.boot, expires: e.expires}
+func (s *Store) recordOf(e *entry, segment uint64) (r record) {
+	// One by one: a literal would be copied from where it had just been written, which waits for that.
+	r.created, r.segment, r.list, r.boot, r.expires = e.created, uint32(segment), e.list, e.boot, e.expires
 	r.setKey(e.key)
 	if e.monitor {
 		r.flags |= recordMonitor
