@@ -108,6 +108,27 @@ func TestEvents(t *testing.T) {
 	}
 }
 
+// Many changes are told by what was done and by whom, in whichever order those came.
+func TestEventsMany(t *testing.T) {
+	d := newDaemon(t, newFakeKernel(), "")
+	d.kernel.room = 5000
+	events := d.follow(state.EventFilter{After: state.EventID{Run: "ab", Number: 1}})
+	next(t, events, 1)
+	many := make([]state.BanItem, 3*listed)
+	for i := range many {
+		many[i].Prefix = netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}).String()
+		if many[i].Origin = "feed:a"; i%3 == 0 {
+			many[i].Origin = "feed:b"
+		}
+	}
+	d.ban(many...)
+	got := next(t, events, 2)
+	slices.Sort(got)
+	if !slices.Equal(got, []string{fmt.Sprintf("added ban  %d", listed), fmt.Sprintf("added ban  %d", 2*listed)}) {
+		t.Errorf("%q", got)
+	}
+}
+
 // Kinds and prefixes are what was asked for, and bad questions are refused.
 func TestEventsFilter(t *testing.T) {
 	d := newDaemon(t, newFakeKernel(), "")
