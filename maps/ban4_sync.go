@@ -1,6 +1,8 @@
 package maps
 
 import (
+	"net/netip"
+
 	"github.com/levee-xdp/levee/bpf"
 )
 
@@ -136,11 +138,12 @@ func (b *ban4) mark() {
 	b.met = make(marks, (len(b.table)+len(b.wide)+63)/64)
 }
 
-// sweep ends the round: it removes every prefix that was not put since mark.
-func (b *ban4) sweep() (removed int) {
+// sweep removes every prefix that was not put since mark, if it goes.
+func (b *ban4) sweep(goes func(netip.Prefix) bool) (removed int) {
+	prefix := func(addr uint32, length int) netip.Prefix { return netip.PrefixFrom(addr4(addr), length) }
 	var stale []uint64
 	for k, v := range b.beside {
-		if v.round != b.round {
+		if v.round != b.round && goes(prefix(uint32(k>>8), int(k&0xFF))) {
 			stale = append(stale, k)
 		}
 	}
@@ -154,12 +157,11 @@ func (b *ban4) sweep() (removed int) {
 		if !live(b.entry(at).Word) || b.met.get(at) {
 			continue
 		}
-		key, v := b.keyAt(at), b.says(at)
-		if b.remove(mask4(key, int(v.length)), int(v.length)) {
+		length := int(b.says(at).length)
+		if addr := mask4(b.keyAt(at), length); goes(prefix(addr, length)) && b.remove(addr, length) {
 			removed++
 		}
 	}
-	b.met = nil
 	return removed
 }
 

@@ -54,7 +54,8 @@ func keyOfEntry(e *bpf.Ban6Entry) key6 {
 	return key6{e.Hi, e.Lo, int(uint8(e.Word >> bpf.BanLengthShift))}
 }
 
-func (k key6) addr() netip.Addr { return addr6(k.hi, k.lo) }
+func (k key6) addr() netip.Addr     { return addr6(k.hi, k.lo) }
+func (k key6) prefix() netip.Prefix { return netip.PrefixFrom(k.addr(), k.length) }
 
 func addr6(hi, lo uint64) netip.Addr {
 	var a [16]byte

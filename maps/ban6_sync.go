@@ -1,6 +1,7 @@
 package maps
 
 import (
+	"net/netip"
 	"sync/atomic"
 
 	"github.com/levee-xdp/levee/bpf"
@@ -127,19 +128,21 @@ func (b *ban6) mark() {
 	b.met = make(marks, (len(b.table)+63)/64)
 }
 
-// sweep ends the round: it removes every prefix that was not put since mark.
-func (b *ban6) sweep() (removed int) {
+// sweep removes every prefix that was not put since mark, if it goes.
+func (b *ban6) sweep(goes func(netip.Prefix) bool) (removed int) {
 	for _, k := range []key6{{}, halfKey(0), halfKey(1)} {
-		if v := *b.held(k); v != nil && v.round != b.round && b.remove(k) {
+		if v := *b.held(k); v != nil && v.round != b.round && goes(k.prefix()) && b.remove(k) {
 			removed++
 		}
 	}
 	for at := range b.table {
-		if live(b.table[at].Word) && b.keyAt(at).length > 1 && !b.met.get(at) {
-			b.remove(b.keyAt(at))
+		if !live(b.table[at].Word) || b.met.get(at) {
+			continue
+		}
+		if k := b.keyAt(at); k.length > 1 && goes(k.prefix()) {
+			b.remove(k)
 			removed++
 		}
 	}
-	b.met = nil
 	return removed
 }

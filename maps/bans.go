@@ -221,8 +221,10 @@ func (b *Bans) PutAll(bans iter.Seq[Ban]) (Changes, error) {
 // before and after is banned all the time, whichever prefixes ban it; for that, what stops enforcing
 // is put when all that enforces is in place. It reads the whole table
 // first, and puts right what does not belong there. Errors are those of PutAll; the wanted bans
-// that found no room while the unwanted ones were there have been tried again. The sequence must
-// not call Bans; of a prefix that occurs twice, the last counts.
+// that found no room while the unwanted ones were there have been tried again: first when those are
+// gone that ban none of their addresses, and then without any. Only those of the last kind, which are
+// counted as late, may have been passed in between, and only in a table that is fuller than Capacity
+// says. The sequence must not call Bans; of a prefix that occurs twice, the last counts.
 func (b *Bans) Sync(wanted iter.Seq[Ban]) (Changes, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -245,13 +247,15 @@ func (b *Bans) sync(wanted iter.Seq[Ban]) (Changes, error) {
 	b.v4.mark()
 	b.v6.mark()
 	l.load(wanted)
-	l.changes.Removed = b.v4.sweep() + b.v6.sweep()
-
-	left := l.left
-	l.left = nil
-	for _, ban := range left {
-		l.add(&ban, nil)
+	if len(l.left) > 0 {
+		l.sweep(l.lacking())
+		l.again()
 	}
+	late := len(l.left)
+	l.sweep(nil)
+	l.again()
+	l.changes.Late = late - len(l.left)
+	b.v4.met, b.v6.met = nil, nil
 	l.release()
 	l.changes.Full = len(l.left)
 	return l.changes, l.err()

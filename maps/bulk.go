@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"iter"
 	"net/netip"
+
+	"github.com/gaissmai/bart"
 )
 
 // bulk puts many bans under the lock.
@@ -63,6 +65,30 @@ func (l *bulk) release() {
 		l.put(&ban, nil)
 	}
 	l.postponed = nil
+}
+
+// again puts those that found no room.
+func (l *bulk) again() {
+	left := l.left
+	l.left = nil
+	for i := range left {
+		l.add(&left[i], nil)
+	}
+}
+
+// lacking has the prefixes of those that found no room.
+func (l *bulk) lacking() *bart.Lite {
+	prefixes := new(bart.Lite)
+	for i := range l.left {
+		prefixes.Insert(l.left[i].Prefix)
+	}
+	return prefixes
+}
+
+// sweep removes what is not wanted, but for what has addresses in common with the prefixes spared, if any.
+func (l *bulk) sweep(spared *bart.Lite) {
+	goes := func(p netip.Prefix) bool { return spared == nil || !spared.OverlapsPrefix(p) }
+	l.changes.Removed += l.bans.v4.sweep(goes) + l.bans.v6.sweep(goes)
 }
 
 func (l *bulk) add(ban *Ban, at slots4) {

@@ -77,7 +77,7 @@ func TestProgramWhileChanging(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			k := load(t, c.setup)
 			b := asker(t, k)
-			var sums struct{ steps, syncs, asked, always, never, busy, cut int }
+			var sums struct{ steps, syncs, asked, always, never, busy, cut, late int }
 			enough := func() bool { return sums.always > 0 && sums.never > 0 && sums.steps >= 1000 }
 			rounds := max(2, some(10)) * long()
 			for round := 0; round < rounds || (!enough() && round < 20*rounds); round++ { // more on a busy machine
@@ -143,6 +143,7 @@ func TestProgramWhileChanging(t *testing.T) {
 
 				var stop atomic.Bool
 				var wg sync.WaitGroup
+				var wrong error
 				wg.Go(func() {
 					defer stop.Store(true)
 					var answers []batch.Answer
@@ -153,20 +154,22 @@ func TestProgramWhileChanging(t *testing.T) {
 							return
 						}
 						for i, got := range answers {
-							if err := judges[i].judge(addrs[i], got); err != nil {
-								t.Error(err)
+							if wrong = judges[i].judge(addrs[i], got); wrong != nil {
 								return
 							}
 						}
 						sums.asked += len(addrs)
 					}
 				})
-				at, on := len(walk), -1
-				for !stop.Load() {
+				at, on, late := len(walk), -1, false
+				for !stop.Load() && !late {
 					var err error
 					if w.IntN(4000) == 0 {
 						to := w.IntN(len(states))
-						_, err = k.Bans.Sync(maps.Values(states[to]))
+						var changes Changes
+						changes, err = k.Bans.Sync(maps.Values(states[to]))
+						// What found no room before others were gone was not banned all the time.
+						late = changes.Late+changes.Full > 0
 						at = to
 						sums.syncs++
 					} else {
@@ -192,6 +195,12 @@ func TestProgramWhileChanging(t *testing.T) {
 					}
 				}
 				wg.Wait()
+				switch {
+				case late:
+					sums.late++
+				case wrong != nil:
+					t.Error(wrong)
+				}
 				if t.Failed() {
 					t.Logf("round %d, %d bans, %d steps", round, len(m), len(walk))
 					return
@@ -201,7 +210,7 @@ func TestProgramWhileChanging(t *testing.T) {
 				}
 			}
 			t.Logf("%+v", sums)
-			if !enough() {
+			if !enough() || sums.late > sums.syncs/10 {
 				t.Error("too few to say anything")
 			}
 		})

@@ -164,7 +164,7 @@ func (b *ban6) heldRight(is func(netip.Prefix, content) bool) bool {
 		return false
 	}
 	for _, k := range []key6{{}, halfKey(0), halfKey(1)} {
-		if v := *b.held(k); v != nil && !is(netip.PrefixFrom(k.addr(), k.length), *v) {
+		if v := *b.held(k); v != nil && !is(k.prefix(), *v) {
 			return false
 		}
 	}
@@ -194,7 +194,7 @@ func (b *ban6) slotRight(at int, is func(netip.Prefix, content) bool) bool {
 		best := b.best(int(k.hi >> 63))
 		return best != nil && v.same(*best)
 	}
-	return is(netip.PrefixFrom(k.addr(), k.length), v)
+	return is(k.prefix(), v)
 }
 
 // covers tells whether the filters' bits are set that lead to a prefix.

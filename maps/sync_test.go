@@ -5,6 +5,8 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/levee-xdp/levee/bpf"
@@ -203,6 +205,79 @@ func TestSyncKeepsWhatStays(t *testing.T) {
 		}
 	}
 }
+
+// TestSyncInFullTable syncs to and fro between two bans of one address in a table that is full with the others
+// of the first: what bans the address goes last, so that nobody ever sees it unbanned.
+func TestSyncInFullTable(t *testing.T) {
+	for _, c := range []struct {
+		name          string
+		always        netip.Addr
+		first, second netip.Prefix
+		other         func(i uint32) netip.Prefix
+	}{
+		{"ipv4", netip.MustParseAddr("192.0.2.7"), prefix("192.0.2.7/32"), prefix("192.0.2.0/28"),
+			func(i uint32) netip.Prefix { return netip.PrefixFrom(addr4(0x0A000000+i<<8), 32) }},
+		{"ipv6", netip.MustParseAddr("2001:db8::7"), prefix("2001:db8::7/128"), prefix("2001:db8::/64"),
+			func(i uint32) netip.Prefix { return netip.PrefixFrom(addr6(0x20010db9<<32|uint64(i)<<8, 1), 128) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			k := load(t, tiny())
+			full, next := []Ban{forever(c.first)}, []Ban{forever(c.second)}
+			if err := k.Bans.Put(full[0]); err != nil {
+				t.Fatal(err)
+			}
+			for i := range uint32(1000) {
+				if ban := forever(c.other(i)); k.Bans.Put(ban) == nil {
+					full = append(full, ban)
+				}
+			}
+			var stop atomic.Bool
+			var wg sync.WaitGroup
+			looks, missed := 0, 0
+			wg.Go(func() {
+				for ; !stop.Load(); looks++ {
+					if _, ok := k.Bans.Lookup(c.always); !ok {
+						missed++
+					}
+				}
+			})
+			for range some(200) {
+				for _, wanted := range [][]Ban{next, full} {
+					changes, err := k.Bans.Fill(slices.Values(wanted))
+					if len(wanted) > 1 && errors.Is(err, ErrFull) {
+						err = nil // the others may lie less well than the first time
+					}
+					if err != nil || changes.Late > 0 || changes.Added == 0 || changes.Removed == 0 {
+						t.Errorf("to %d bans: %+v, %v", len(wanted), changes, err)
+					}
+				}
+			}
+			stop.Store(true)
+			wg.Wait()
+			t.Logf("%d bans fill the table; %d looks", len(full), looks)
+			if missed > 0 {
+				t.Errorf("%s is banned before and after each, and was not in %d of %d looks", c.always, missed, looks)
+			}
+		})
+	}
+}
+
+// TestSyncLate needs the room of those that ban the address before: what comes when they are gone is told.
+func TestSyncLate(t *testing.T) {
+	k := load(t, tiny())
+	for i := range uint32(256) {
+		_ = k.Bans.Put(forever(netip.PrefixFrom(addr4(0xC0000200+i), 32))) // until there is no room
+	}
+	next := model{}
+	next.put(forever(prefix("192.0.2.0/24")))
+	changes, err := k.Bans.Sync(maps.Values(next))
+	if err != nil || changes.Late != 1 || changes.Added != 1 || changes.Removed < 32 {
+		t.Errorf("%+v, %v; want one that was late", changes, err)
+	}
+	verify(t, k.Bans, next)
+}
+
+func forever(p netip.Prefix) Ban { return Ban{Prefix: p, Expires: bpf.Forever} }
 
 // TestTakeOver lets a ban that stops enforcing come long before the ones that take over from it.
 func TestTakeOver(t *testing.T) {

@@ -54,6 +54,7 @@ type Changes struct {
 	Removed  int // were there and are not wanted
 	Kept     int // were there as wanted
 	Repaired int // words of the tables that belonged to no entry or hid one, set right
+	Late     int // of those added, found room only once others that ban their addresses were gone
 	Full     int // wanted entries that found no room; the error names the first
 }
 

@@ -47,13 +47,18 @@ func (r *Reconciler) done(start time.Time, drift int, err error) (state.Reconcil
 func (r *Reconciler) syncBans(sync func(iter.Seq[maps.Ban]) (maps.Changes, error)) (maps.Changes, error) {
 	r.sweep()
 	defer r.bans.still()()
-	return sync(func(yield func(maps.Ban) bool) {
+	changes, err := sync(func(yield func(maps.Ban) bool) {
 		for b := range r.State.Bans() {
 			if !yield(kernelBan(b)) {
 				return
 			}
 		}
 	})
+	if changes.Late > 0 {
+		r.Log.Warn("bans found room only when others of the same addresses had gone, and these may have passed for a moment: "+
+			"raise tables.ipv4_bans or tables.ipv6_bans", "bans", changes.Late)
+	}
+	return changes, err
 }
 
 // syncSettings compares what is no ban, and puts right what differs.
