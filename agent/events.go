@@ -59,7 +59,7 @@ func (e *engine) decidedMany(proposals []state.Proposal, outcomes []state.Outcom
 		if s == state.StatusRefused || s == state.StatusUnchanged {
 			continue
 		}
-		if k := (sort{s, proposals[i].Origin, proposals[i].Actor}); k != last { // nearly all are like the one before
+		if k := (sort{s, proposals[i].Origin, proposals[i].Actor}); n == nil || k != last { // nearly all are like the one before
 			if n = sums[k]; n == nil {
 				n = new(int)
 				sums[k] = n

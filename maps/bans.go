@@ -222,9 +222,10 @@ func (b *Bans) PutAll(bans iter.Seq[Ban]) (Changes, error) {
 // is put when all that enforces is in place. It reads the whole table
 // first, and puts right what does not belong there. Errors are those of PutAll; the wanted bans
 // that found no room while the unwanted ones were there have been tried again: first when those are
-// gone that ban none of their addresses, and then without any. Only those of the last kind, which are
-// counted as late, may have been passed in between, and only in a table that is fuller than Capacity
-// says. The sequence must not call Bans; of a prefix that occurs twice, the last counts.
+// gone that ban none of their addresses, and then without any. Only addresses of the last kind, which are
+// counted as late, may have passed in between; that takes more bans than Capacity says, those that are
+// not wanted any more among them. The sequence must not call Bans; of a prefix that occurs twice, the last
+// counts.
 func (b *Bans) Sync(wanted iter.Seq[Ban]) (Changes, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -242,19 +243,22 @@ func (b *Bans) Fill(wanted iter.Seq[Ban]) (Changes, error) {
 	return b.sync(wanted)
 }
 
+// syncTurns is how often sync goes through the tables for those that found no room, at most.
+const syncTurns = 8
+
 func (b *Bans) sync(wanted iter.Seq[Ban]) (Changes, error) {
 	l := bulk{bans: b}
 	b.v4.mark()
 	b.v6.mark()
 	l.load(wanted)
-	if len(l.left) > 0 {
-		l.sweep(l.lacking())
+	// What finds room may have been all that spared something.
+	for turn := 0; turn < syncTurns && len(l.left) > 0 && l.sweep(l.lacking()); turn++ {
 		l.again()
 	}
-	late := len(l.left)
-	l.sweep(nil)
-	l.again()
-	l.changes.Late = late - len(l.left)
+	if late := len(l.left); l.sweep(nil) {
+		l.again()
+		l.changes.Late = late - len(l.left)
+	}
 	b.v4.met, b.v6.met = nil, nil
 	l.release()
 	l.changes.Full = len(l.left)

@@ -86,9 +86,12 @@ func (l *bulk) lacking() *bart.Lite {
 }
 
 // sweep removes what is not wanted, but for what has addresses in common with the prefixes spared, if any.
-func (l *bulk) sweep(spared *bart.Lite) {
+// It tells whether there was any.
+func (l *bulk) sweep(spared *bart.Lite) bool {
 	goes := func(p netip.Prefix) bool { return spared == nil || !spared.OverlapsPrefix(p) }
-	l.changes.Removed += l.bans.v4.sweep(goes) + l.bans.v6.sweep(goes)
+	removed := l.bans.v4.sweep(goes) + l.bans.v6.sweep(goes)
+	l.changes.Removed += removed
+	return removed > 0
 }
 
 func (l *bulk) add(ban *Ban, at slots4) {

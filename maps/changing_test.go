@@ -144,17 +144,21 @@ func TestProgramWhileChanging(t *testing.T) {
 				var stop atomic.Bool
 				var wg sync.WaitGroup
 				var wrong error
+				var syncs atomic.Uint64 // odd while one is under way
+				forgivable := false
 				wg.Go(func() {
 					defer stop.Store(true)
 					var answers []batch.Answer
-					for end := time.Now().Add(120 * time.Millisecond); time.Now().Before(end); {
+					for end := time.Now().Add(120 * time.Millisecond); time.Now().Before(end) && !stop.Load(); {
 						var err error
+						before := syncs.Load()
 						if answers, err = b.Ask(answers[:0], addrs); err != nil {
 							t.Error(err)
 							return
 						}
 						for i, got := range answers {
 							if wrong = judges[i].judge(addrs[i], got); wrong != nil {
+								forgivable = before%2 == 1 || syncs.Load() != before
 								return
 							}
 						}
@@ -167,9 +171,14 @@ func TestProgramWhileChanging(t *testing.T) {
 					if w.IntN(4000) == 0 {
 						to := w.IntN(len(states))
 						var changes Changes
+						syncs.Add(1)
 						changes, err = k.Bans.Sync(maps.Values(states[to]))
-						// What found no room before others were gone was not banned all the time.
-						late = changes.Late+changes.Full > 0
+						// What found no room before others were gone may have passed meanwhile.
+						if late = changes.Late+changes.Full > 0; late {
+							stop.Store(true)
+						} else {
+							syncs.Add(1)
+						}
 						at = to
 						sums.syncs++
 					} else {
@@ -195,10 +204,10 @@ func TestProgramWhileChanging(t *testing.T) {
 					}
 				}
 				wg.Wait()
-				switch {
-				case late:
+				if late {
 					sums.late++
-				case wrong != nil:
+				}
+				if wrong != nil && !(late && forgivable) {
 					t.Error(wrong)
 				}
 				if t.Failed() {

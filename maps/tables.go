@@ -54,7 +54,7 @@ type Changes struct {
 	Removed  int // were there and are not wanted
 	Kept     int // were there as wanted
 	Repaired int // words of the tables that belonged to no entry or hid one, set right
-	Late     int // of those added, found room only once others that ban their addresses were gone
+	Late     int // of those added, found room only at last: their addresses may have passed in between
 	Full     int // wanted entries that found no room; the error names the first
 }
 

@@ -55,7 +55,7 @@ func (r *Reconciler) syncBans(sync func(iter.Seq[maps.Ban]) (maps.Changes, error
 		}
 	})
 	if changes.Late > 0 {
-		r.Log.Warn("bans found room only when others of the same addresses had gone, and these may have passed for a moment: "+
+		r.Log.Warn("bans found room only when the ones before had gone, and their addresses may have passed for a moment: "+
 			"raise tables.ipv4_bans or tables.ipv6_bans", "bans", changes.Late)
 	}
 	return changes, err
