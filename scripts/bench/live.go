@@ -69,7 +69,7 @@ func (b *bench) liveFamily(ctx context.Context, v6 bool) error {
 
 	listed := source{bannedSources, drawSequence, l.banned}
 	filters := []*filter{
-		{name: bare}, {name: allLines}, {name: levee},
+		{name: bare}, {name: fewestLines}, {name: levee},
 		{name: "nftables", need: "nft"},
 		{name: "ipset + iptables", need: "ipset"},
 		{name: "xdp-filter", need: "xdp-filter"},
@@ -95,7 +95,7 @@ func (b *bench) liveFamily(ctx context.Context, v6 bool) error {
 		switch f.name {
 		case bare:
 			err = f.wire.attach(rivals.bare)
-		case allLines:
+		case fewestLines:
 			err = f.wire.attach(loads)
 		case levee:
 			err = f.wire.attach(shielded)

@@ -108,24 +108,23 @@ func (r *report) summary() (lines []string) {
 	return append(lines, r.beyond()...)
 }
 
-// beyond are the bounds that no program could keep on the machine: to load what an answer stands in is
-// already more, with nothing compared, decided or written.
+// beyond are the bounds among those missed that no program could keep on the machine: to load what an answer
+// stands in is already more, with nothing compared, decided or written.
 func (r *report) beyond() (lines []string) {
-	said := make(map[string]bool)
-	for _, row := range r.Rows {
-		if row.Subject != filterLine && row.Subject != allLines {
+	for _, missed := range r.missed() {
+		if missed.Against != bare {
 			continue
 		}
-		bound := ""
-		switch limit := programBounds[row.Case]; {
-		case row.Part == "program" && limit > 0 && row.Ratio > limit:
-			bound = "at most " + number(limit)
-		case row.Part == "live" && row.Case == ownCPUs && row.Ratio < liveBound:
-			bound = "at least " + number(liveBound)
-		}
-		if where := strings.Join([]string{row.Part, row.Case, row.Family}, " "); bound != "" && !said[where] {
-			said[where] = true
-			lines = append(lines, fmt.Sprintf("Beyond reach: %s, bound %s: to load %s is %s", where, bound, row.Subject, row.ratioText()))
+		for _, row := range r.Rows {
+			loads := row.Subject == filterLine || row.Subject == fewestLines
+			if !loads || row.Part != missed.Part || row.Case != missed.Case || row.Family != missed.Family {
+				continue
+			}
+			if b := missed.Bound; b.AtMost > 0 && row.Ratio > b.AtMost || row.Ratio < b.AtLeast {
+				lines = append(lines, fmt.Sprintf("Beyond reach: %s %s %s, bound %s: with the %s alone it is %s",
+					row.Part, row.Case, row.Family, b.text(), row.Subject, row.ratioText()))
+				break
+			}
 		}
 	}
 	return lines

@@ -59,7 +59,7 @@ func (r row) ratio(against string, mine, theirs []float64) row {
 }
 
 // again says that a row's figure stands in another row, too, beside another one.
-func (r row) again() bool { return r.Against == "ipv4" || r.Against == allLines }
+func (r row) again() bool { return r.Against == "ipv4" || r.Against == fewestLines }
 
 func (r row) atMost(limit float64) row {
 	r.Bound = &bound{AtMost: limit, Pass: r.judged() <= limit}
