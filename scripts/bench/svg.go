@@ -59,7 +59,7 @@ func (r *report) writeSVG(path string) error {
 	at := plotLeft
 	for _, name := range []string{bare, fewestLines, field, levee} {
 		fmt.Fprintf(&out, `<rect x="%d" y="32" width="12" height="12" fill="%s"/><text x="%d" y="42">%s</text>`+"\n", at, barColours[name], at+18, legend[name])
-		at += 150
+		at += 160
 	}
 	for v := low; v <= high; v *= 10 {
 		fmt.Fprintf(&out, `<path d="M%.1f %dV%.0f" stroke="#ddd"/><text x="%.1f" y="%.0f" text-anchor="middle" class="n">%s</text>`+"\n",
