@@ -74,10 +74,12 @@ func (f *flood) run(ctx context.Context, burst int, pause time.Duration) error {
 			default:
 			}
 			err := f.w.outer.Do(func() error {
-				_, err := f.w.generator.Run(&ebpf.RunOptions{
-					Data: f.w.frame(source), Repeat: uint32(burst), Flags: unix.BPF_F_TEST_XDP_LIVE_FRAMES, BatchSize: 64,
+				return undisturbed(func() error {
+					_, err := f.w.generator.Run(&ebpf.RunOptions{
+						Data: f.w.frame(source), Repeat: uint32(burst), Flags: unix.BPF_F_TEST_XDP_LIVE_FRAMES, BatchSize: 64,
+					})
+					return err
 				})
-				return err
 			})
 			if err != nil {
 				return fmt.Errorf("send frames: %w", err)
@@ -96,6 +98,23 @@ func (f *flood) run(ctx context.Context, burst int, pause time.Duration) error {
 			}
 		}
 	}
+}
+
+// undisturbed keeps signals from this thread, which is the caller's alone: a run that one interrupts has sent
+// some of its frames, and is begun anew.
+func undisturbed(run func() error) error {
+	var all, before unix.Sigset_t
+	for i := range all.Val {
+		all.Val[i] = ^all.Val[i]
+	}
+	if err := unix.PthreadSigmask(unix.SIG_BLOCK, &all, &before); err != nil {
+		return fmt.Errorf("block signals: %w", err)
+	}
+	err := run()
+	if restored := unix.PthreadSigmask(unix.SIG_SETMASK, &before, nil); restored != nil {
+		return fmt.Errorf("let signals in again: %w", restored)
+	}
+	return err
 }
 
 // stop ends the flood, waits until every frame has come to its end, and says what became of them.

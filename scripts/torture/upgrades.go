@@ -164,6 +164,6 @@ func (r upgradesResult) text() string {
 		{"frames of banned sources, without", r.Without.Banned.words()},
 		{"frames of other sources, without", r.Without.Clean.words()},
 		{"took", r.Took.Round(time.Second).String()},
-		{"packets of banned sources passed, of others lost", fmt.Sprintf("%d and %d", r.With.Banned.Passed, r.With.Clean.arrived()-r.With.Clean.Passed)},
+		{"packets of banned sources passed, of others lost", fmt.Sprintf("%d and %d", r.With.Banned.Passed, int64(r.With.Clean.arrived()-r.With.Clean.Passed))},
 	}) + list(r.Wrong)
 }
