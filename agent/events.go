@@ -51,25 +51,14 @@ func (e *engine) decidedMany(proposals []state.Proposal, outcomes []state.Outcom
 		origin state.Origin
 		actor  string
 	}
-	sums := map[sort]*int{}
-	var last sort
-	var n *int
+	sums := map[sort]int{}
 	for i := range outcomes {
-		s := outcomes[i].Status
-		if s == state.StatusRefused || s == state.StatusUnchanged {
-			continue
+		if s := outcomes[i].Status; s != state.StatusRefused && s != state.StatusUnchanged {
+			sums[sort{s, proposals[i].Origin, proposals[i].Actor}]++
 		}
-		if k := (sort{s, proposals[i].Origin, proposals[i].Actor}); n == nil || k != last { // nearly all are like the one before
-			if n = sums[k]; n == nil {
-				n = new(int)
-				sums[k] = n
-			}
-			last = k
-		}
-		*n++
 	}
 	for k, n := range sums {
-		e.tell(state.Decision{About: state.AboutBan, Op: string(k.op), Origin: k.origin, Actor: k.actor, Many: *n})
+		e.tell(state.Decision{About: state.AboutBan, Op: string(k.op), Origin: k.origin, Actor: k.actor, Many: n})
 	}
 }
 
