@@ -166,7 +166,7 @@ func TestProgramWhileChanging(t *testing.T) {
 					}
 				})
 				at, on, late := len(walk), -1, false
-				for !stop.Load() && !late {
+				for !stop.Load() {
 					var err error
 					if w.IntN(4000) == 0 {
 						to := w.IntN(len(states))
