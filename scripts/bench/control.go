@@ -22,6 +22,7 @@ func (b *bench) control(ctx context.Context) error {
 	rand.New(rand.NewPCG(1, 2)).Shuffle(len(prefixes), func(i, j int) {
 		prefixes[i], prefixes[j] = prefixes[j], prefixes[i]
 	})
+	prefixes = prefixes[:len(b.lists(false).bans)] // a million of both families together
 	dir, err := os.MkdirTemp("", "levee-bench-")
 	if err != nil {
 		return err

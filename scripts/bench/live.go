@@ -52,9 +52,11 @@ func (b *bench) liveFamily(ctx context.Context, v6 bool) error {
 	if err != nil {
 		return err
 	}
-	loads, err := st.loadReads(programReads[bannedSources])
-	if err != nil {
-		return err
+	loads := make(map[string]*ebpf.Program)
+	for name, reads := range map[string]uint32{sourceRead: 0, filterLine: readFilter, fewestLines: programReads[bannedSources]} {
+		if loads[name], err = st.loadReads(reads); err != nil {
+			return err
+		}
 	}
 	rivals, err := newRivals(nil, nil, 1024)
 	if err != nil {
@@ -69,7 +71,7 @@ func (b *bench) liveFamily(ctx context.Context, v6 bool) error {
 
 	listed := source{bannedSources, drawSequence, l.banned}
 	filters := []*filter{
-		{name: bare}, {name: fewestLines}, {name: levee},
+		{name: bare}, {name: sourceRead}, {name: filterLine}, {name: fewestLines}, {name: levee},
 		{name: "nftables", need: "nft"},
 		{name: "ipset + iptables", need: "ipset"},
 		{name: "xdp-filter", need: "xdp-filter"},
@@ -95,8 +97,8 @@ func (b *bench) liveFamily(ctx context.Context, v6 bool) error {
 		switch f.name {
 		case bare:
 			err = f.wire.attach(rivals.bare)
-		case fewestLines:
-			err = f.wire.attach(loads)
+		case sourceRead, filterLine, fewestLines:
+			err = f.wire.attach(loads[f.name])
 		case levee:
 			err = f.wire.attach(shielded)
 		case "nftables":

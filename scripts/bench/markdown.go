@@ -108,15 +108,15 @@ func (r *report) summary() (lines []string) {
 	return append(lines, r.beyond()...)
 }
 
-// beyond are the bounds among those missed that no program could keep on the machine: to load what an answer
-// stands in is already more, with nothing compared, decided or written.
+// beyond are the bounds among those missed that no program could keep on the machine: to read the source, or
+// to load what an answer stands in, is already more, with nothing compared, decided or written.
 func (r *report) beyond() (lines []string) {
 	for _, missed := range r.missed() {
 		if missed.Against != bare {
 			continue
 		}
 		for _, row := range r.Rows {
-			loads := row.Subject == filterLine || row.Subject == fewestLines
+			loads := row.Subject == sourceRead || row.Subject == filterLine || row.Subject == fewestLines
 			if !loads || row.Part != missed.Part || row.Case != missed.Case || row.Family != missed.Family {
 				continue
 			}

@@ -21,7 +21,9 @@ const (
 	field = "field" // LPM trie and LRU hash
 	levee = "levee"
 
-	// Beside the bare program, what it takes to load the lines of an answer, and no more: see reads.c.
+	// Beside the bare program, what it takes to read the source, and to load the lines of an answer, and no
+	// more: see reads.c.
+	sourceRead  = "source read"
 	filterLine  = "filter's line" // whether a ban is near
 	fewestLines = "fewest lines"
 )

@@ -2,9 +2,9 @@
 
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 /*
- * What an answer costs at the least: the bare program, and a load of the fewest cache lines that it can be
- * found in, in Levee's own tables. Where a line is depends on the packet alone; nothing is compared, no
- * branch waits, nothing is written, so that all lines are on their way at once.
+ * What an answer costs at the least: the bare program, a load of the packet's source, and one of the fewest
+ * cache lines that the answer can be found in, in Levee's own tables. Where a line is depends on the packet
+ * alone; nothing is compared, no branch waits, nothing is written, so that all lines are on their way at once.
  */
 #include "hash.h"
 #include "maps.h"
@@ -48,7 +48,7 @@ int reads(struct xdp_md *ctx)
 
 		if ((void *)(ip + 1) > data_end || ip->ver_ihl >> 4 != 4)
 			return XDP_PASS;
-		addr = be32_to_cpu(ip->saddr);
+		addr = be32_to_cpu(READ_ONCE(ip->saddr));
 		if (cfg_reads & READ_FILTER)
 			TOUCH(ban4_bits, addr >> 14);
 		if (cfg_reads & READ_BAN)
@@ -61,8 +61,8 @@ int reads(struct xdp_md *ctx)
 
 		if ((void *)(ip + 1) > data_end)
 			return XDP_PASS;
-		hi = be64_to_cpu(ip->saddr[0]);
-		lo = be64_to_cpu(ip->saddr[1]);
+		hi = be64_to_cpu(READ_ONCE(ip->saddr[0]));
+		lo = be64_to_cpu(READ_ONCE(ip->saddr[1]));
 		if (cfg_reads & READ_FILTER)
 			TOUCH(ban6_filter, hash64(hi >> 16) & cfg_ban6_filter_mask);
 		if (cfg_reads & READ_BAN)
