@@ -48,16 +48,19 @@ func variants() []variant {
 			l.Thresholds = [bpf.ThresholdMax]maps.Rate{bpf.ThresholdPackets: l.Thresholds[bpf.ThresholdPackets]}
 		}},
 		{name: "aggregate of all", limit: func(l *maps.Limit) { l.AggregateAlways = true }},
-		{name: "over the limit", limit: tight(0)},
-		{name: "in penalty", limit: tight(time.Hour), only: oneSource},
+		{name: "over the limit", limit: packets(20_000, 0), only: oneSource},
+		{name: "over the limit, exact clock", limit: packets(1, 0)}, // of which every list's sources send more
+		{name: "in penalty", limit: packets(20_000, time.Hour), only: oneSource},
+		{name: "in penalty, exact clock", limit: packets(1, time.Hour), only: oneSource},
 		{name: "newcomers evict", control: func(c *maps.Control) error { return c.SetSourceIdle(1) }, only: randomSources},
 	}
 }
 
-// tight makes a limit that all but a packet a second breaks.
-func tight(penalty time.Duration) func(*maps.Limit) {
+// packets makes a limit of so many a second, far fewer than are sent. A rate that is low has a burst too short
+// for the coarse clock.
+func packets(perSecond float64, penalty time.Duration) func(*maps.Limit) {
 	return func(l *maps.Limit) {
-		l.Thresholds[bpf.ThresholdPackets] = maps.Rate{PerSecond: 1}
+		l.Thresholds[bpf.ThresholdPackets] = maps.Rate{PerSecond: perSecond}
 		l.Penalty = penalty
 	}
 }
