@@ -277,6 +277,29 @@ func TestSyncLate(t *testing.T) {
 	verify(t, k.Bans, next)
 }
 
+// TestSyncTurns has one of two bans take the only room that can be made at first. From then on, what has addresses
+// in common with that one alone may go, and makes room for the other, which is not late.
+func TestSyncTurns(t *testing.T) {
+	k := load(t, tiny())
+	gone := forever(prefix("192.0.2.1/32"))
+	if err := k.Bans.Put(gone); err != nil {
+		t.Fatal(err)
+	}
+	for i := range uint32(256) {
+		_ = k.Bans.Put(forever(netip.PrefixFrom(addr4(0xCB007100+i), 32))) // until there is no room
+	}
+	next := []Ban{forever(prefix("203.0.113.0/24")), forever(prefix("198.51.100.0/24"))}
+	changes, err := k.Bans.Sync(values(next))
+	if err != nil || changes.Late != 0 || changes.Added != 2 || changes.Removed < 32 {
+		t.Errorf("%+v, %v; want none that was late", changes, err)
+	}
+	want := model{}
+	for _, ban := range next {
+		want.put(ban)
+	}
+	verify(t, k.Bans, want)
+}
+
 func forever(p netip.Prefix) Ban { return Ban{Prefix: p, Expires: bpf.Forever} }
 
 // TestTakeOver lets a ban that stops enforcing come long before the ones that take over from it.
