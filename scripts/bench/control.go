@@ -79,7 +79,7 @@ func (b *bench) tableRows(ctx context.Context, list string, prefixes []netip.Pre
 	other := slices.Concat(prefixes[:len(prefixes)/2],
 		newBans(rand.New(rand.NewPCG(3, 4)), false, len(prefixes)/2))
 	t := &tableTimes{times: make(map[string][]float64)}
-	for range min(b.meter.rounds, 5) {
+	for range b.few() {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -194,15 +194,10 @@ func memoryOf(sh *shield) (sum uint64, err error) {
 
 // setRows times what a restart does with a full set: loading and pinning it, and adopting it.
 func (b *bench) setRows(dir string, prefixes []netip.Prefix) error {
-	root := fmt.Sprintf("/sys/fs/bpf/levee-bench-%d", os.Getpid())
-	defer func() {
-		if _, err := loader.Remove(root); err != nil {
-			b.log("%s", err)
-		}
-		_ = os.Remove(root)
-	}()
+	root := pinsRoot()
+	defer b.removePins(root)
 	var made, adopted []float64
-	for round := range max(2, min(b.meter.rounds, 5)) {
+	for round := range max(2, b.few()) {
 		start := time.Now()
 		set, err := loader.Open(loader.Config{Root: root, Lock: filepath.Join(dir, "lock"), Sizes: b.sizes, Features: bpf.DefaultFeatures()})
 		if err != nil {
@@ -237,6 +232,16 @@ func (b *bench) setRows(dir string, prefixes []netip.Prefix) error {
 	}
 	b.report.Rows = append(b.report.Rows, seconds("make and pin a set", made, 0), seconds("adopt a full set and sync", adopted, 0))
 	return nil
+}
+
+// pinsRoot is where this run's daemons pin what they load.
+func pinsRoot() string { return fmt.Sprintf("/sys/fs/bpf/levee-bench-%d", os.Getpid()) }
+
+func (b *bench) removePins(root string) {
+	if _, err := loader.Remove(root); err != nil {
+		b.log("%s", err)
+	}
+	_ = os.Remove(root)
 }
 
 func writeList(path string, prefixes []netip.Prefix) error {

@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/levee-xdp/levee/bpf"
-
 	"github.com/levee-xdp/levee/scripts/internal/space"
 )
 

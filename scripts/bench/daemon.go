@@ -29,6 +29,7 @@ type daemon struct {
 	root   string // of its pins
 	client *client.Client
 	cmd    *exec.Cmd
+	ended  chan struct{} // closed when it has
 	log    bytes.Buffer
 }
 
@@ -39,7 +40,7 @@ const (
 
 // daemonRows times the daemon, through its socket.
 func (b *bench) daemonRows(ctx context.Context, dir, list string) error {
-	d := &daemon{binary: b.daemon, dir: dir, root: fmt.Sprintf("/sys/fs/bpf/levee-bench-%d", os.Getpid())}
+	d := &daemon{binary: b.daemon, dir: dir, root: pinsRoot()}
 	if d.binary == "" {
 		d.binary = filepath.Join(dir, "levee")
 		build := exec.CommandContext(ctx, "go", "build", "-o", d.binary, "github.com/levee-xdp/levee/cmd/levee")
@@ -54,10 +55,8 @@ func (b *bench) daemonRows(ctx context.Context, dir, list string) error {
 	d.client = client.New(client.Config{Socket: filepath.Join(dir, "sock"), Timeout: 2 * time.Minute})
 	defer d.client.Close()
 	defer func() {
-		if err := d.forget(); err != nil {
-			b.log("%s", err)
-		}
-		_ = os.Remove(d.root)
+		d.stop()
+		b.removePins(d.root)
 	}()
 	if _, err := d.start(ctx); err != nil {
 		return err
@@ -74,7 +73,7 @@ func (b *bench) daemonRows(ctx context.Context, dir, list string) error {
 	}
 	var empty, loaded []float64
 	prefixes := 0
-	for range max(1, min(b.meter.rounds, 5)) {
+	for range b.few() {
 		if err := d.forget(); err != nil {
 			return err
 		}
@@ -124,10 +123,6 @@ func (b *bench) daemonRows(ctx context.Context, dir, list string) error {
 		}
 		told(t.name, times, 1, t.limit, "")
 	}
-	const alone = ", no other bans"
-	told(fmt.Sprintf("200 callers, %d bans a call", b.singles()/4), crowd, b.singles()/4, 0, alone)
-	told(fmt.Sprintf("200 callers, %d lines a bulk", b.singles()/4), bulks, b.singles()/4, 0, alone)
-
 	memory := func(what string, limit float64) error {
 		m, err := d.resident()
 		if err == nil {
@@ -136,9 +131,12 @@ func (b *bench) daemonRows(ctx context.Context, dir, list string) error {
 		}
 		return err
 	}
-	if err := memory("memory after all these calls, resident", 0); err != nil {
+	if err := memory("memory after the load and these calls, resident", 0); err != nil {
 		return err
 	}
+	const alone = ", no other bans"
+	told(fmt.Sprintf("200 callers, %d bans a call", b.singles()/4), crowd, b.singles()/4, 0, alone)
+	told(fmt.Sprintf("200 callers, %d lines a bulk", b.singles()/4), bulks, b.singles()/4, 0, alone)
 
 	d.stop()
 	again, err := d.start(ctx)
@@ -160,17 +158,32 @@ func (b *bench) singles() int {
 // start starts the daemon, and says how long it took until it was ready.
 func (d *daemon) start(ctx context.Context) (time.Duration, error) {
 	d.log.Reset()
-	d.cmd = exec.CommandContext(ctx, d.binary, "run", "--config", filepath.Join(d.dir, "levee.yaml"))
-	d.cmd.Stdout, d.cmd.Stderr = &d.log, &d.log
+	cmd, ended := exec.CommandContext(ctx, d.binary, "run", "--config", filepath.Join(d.dir, "levee.yaml")), make(chan struct{})
+	cmd.Stdout, cmd.Stderr = &d.log, &d.log
 	start := time.Now()
-	if err := d.cmd.Start(); err != nil {
+	if err := cmd.Start(); err != nil {
 		return 0, fmt.Errorf("start levee: %w", err)
 	}
+	go func() {
+		_ = cmd.Wait()
+		close(ended)
+	}()
+	d.cmd, d.ended = cmd, ended
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
 	for time.Since(start) < startWait {
 		if s, err := d.client.Status(ctx, 0); err == nil && s.Health.State != "starting" {
 			return time.Since(start), nil
 		}
-		time.Sleep(5 * time.Millisecond)
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			d.stop()
+			return 0, ctx.Err()
+		case <-ended:
+			d.stop()
+			return 0, fmt.Errorf("levee ended before it was ready: %s", lastLine(d.log.String()))
+		}
 	}
 	d.stop()
 	return 0, fmt.Errorf("levee is not ready after %s: %s", startWait, lastLine(d.log.String()))
@@ -181,9 +194,12 @@ func (d *daemon) stop() {
 		return
 	}
 	_ = d.cmd.Process.Signal(syscall.SIGTERM)
-	timer := time.AfterFunc(stopWait, func() { _ = d.cmd.Process.Kill() })
-	_ = d.cmd.Wait()
-	timer.Stop()
+	select {
+	case <-d.ended:
+	case <-time.After(stopWait):
+		_ = d.cmd.Process.Kill()
+		<-d.ended
+	}
 	d.cmd = nil
 }
 

@@ -27,7 +27,7 @@ type filter struct {
 	note string
 }
 
-// live is the fourth part: frames through a veth pair, sent and dropped on one CPU.
+// live is the fourth part: frames through a veth pair, sent and dropped on one CPU, and with a CPU each.
 func (b *bench) live(ctx context.Context) error {
 	for _, v6 := range []bool{false, true} {
 		if err := b.liveFamily(ctx, v6); err != nil {

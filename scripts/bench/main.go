@@ -194,6 +194,9 @@ func flags(args []string, quick bool) (config, error) {
 		c.sizes, c.meter.tries = bpf.Sizes{Ban4Entries: 1 << 16, Ban6Entries: 1 << 14, Sources: 1 << 14, Allows: 1 << 14}, 1
 		defaults = [...]int{2, 50_000, 10_000, 1 << 16, int(time.Millisecond)}
 	}
+	if c.meter.rounds < 0 {
+		return c, fmt.Errorf("-rounds %d: must be above 0", c.meter.rounds)
+	}
 	c.meter.rounds = cmp.Or(c.meter.rounds, defaults[0])
 	c.bans4 = cmp.Or(c.bans4, defaults[1])
 	c.bans6 = cmp.Or(c.bans6, defaults[2])
@@ -207,6 +210,9 @@ func flags(args []string, quick bool) (config, error) {
 	}
 	return c, nil
 }
+
+// few is how often what takes seconds is timed.
+func (b *bench) few() int { return min(b.meter.rounds, 5) }
 
 // lists makes the lists of a family once.
 func (b *bench) lists(v6 bool) *lists {

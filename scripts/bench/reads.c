@@ -11,7 +11,7 @@
 
 enum read {
 	READ_FILTER = 1,    /* is a ban near? */
-	READ_BAN = 2,	    /* the bucket of a ban of the whole address, as most are */
+	READ_BAN = 2,	    /* one bucket: of a ban of the whole address, as most IPv4 bans are */
 	READ_TAGS = 4,	    /* is the source tracked? */
 	READ_AGGREGATE = 8, /* what its prefix owes, if it is not */
 };

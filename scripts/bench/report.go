@@ -21,6 +21,7 @@ type row struct {
 	Unit    string  `json:"unit"`
 	Figure  figure  `json:"figure"`
 	Ratio   float64 `json:"ratio,omitempty"`   // the figure to that of Against, in the same case
+	Ratios  figure  `json:"ratios"`            // of the rounds: Ratio is their median
 	Against string  `json:"against,omitempty"` // whose figure
 	Bound   *bound  `json:"bound,omitempty"`
 	Note    string  `json:"note,omitempty"`
@@ -51,10 +52,12 @@ func (r row) ratio(against string, mine, theirs []float64) row {
 		for i := range mine {
 			ratios[i] = mine[i] / theirs[i]
 		}
-		r.Ratio = figureOf(ratios).Median
+		r.Ratios = figureOf(ratios)
 	} else if floor := figureOf(theirs).Median; floor > 0 {
-		r.Ratio = figureOf(mine).Median / floor
+		ratio := figureOf(mine).Median / floor
+		r.Ratios = figure{ratio, ratio, ratio}
 	}
+	r.Ratio = r.Ratios.Median
 	return r
 }
 
@@ -125,7 +128,11 @@ func (r *report) print(w io.Writer) {
 
 func (r row) words() string {
 	words := strings.Join(strings.Fields(strings.Join([]string{r.Part, r.Case, r.Family, r.Subject}, " ")), " ")
-	return fmt.Sprintf("%s: %s (%s), bound %s", words, r.value(), r.ratioText(), r.Bound.text())
+	ratio := ""
+	if r.Against != "" {
+		ratio = " (" + r.ratioText() + ")"
+	}
+	return fmt.Sprintf("%s: %s%s, bound %s", words, r.value(), ratio, r.Bound.text())
 }
 
 func (r row) value() string { return number(r.Figure.Median) + " " + r.Unit }
@@ -191,8 +198,10 @@ func (r *report) writeJSON(path string) error {
 	return os.WriteFile(path, append(b, '\n'), 0o644)
 }
 
-// add takes the rows of parts that it has none of from reports of other runs, and sorts all by part.
+// add takes the rows of parts that it has none of from reports of other runs, and sorts all by part. Those runs
+// must have been alike: of the same machine, lists and rounds.
 func (r *report) add(paths []string) error {
+	loads := []string{r.Machine.Load}
 	for _, path := range paths {
 		b, err := os.ReadFile(path)
 		if err != nil {
@@ -202,6 +211,12 @@ func (r *report) add(paths []string) error {
 		if err := json.Unmarshal(b, &other); err != nil {
 			return fmt.Errorf("read the report %s: %w", path, err)
 		}
+		theirs := other.Machine
+		theirs.Load = r.Machine.Load
+		if theirs != r.Machine || other.Setup != r.Setup {
+			return fmt.Errorf("the report %s is of another kind of run: %s; %s", path, other.Machine, other.Setup)
+		}
+		loads = append(loads, other.Machine.Load)
 		has := make(map[string]bool)
 		for _, row := range r.Rows {
 			has[row.Part] = true
@@ -217,6 +232,7 @@ func (r *report) add(paths []string) error {
 			}
 		}
 	}
+	r.Machine.Load = strings.Join(loads, " and ")
 	place := func(name string) int {
 		return slices.IndexFunc(allParts, func(p part) bool { return p.name == name })
 	}

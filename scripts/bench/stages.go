@@ -24,6 +24,7 @@ type variant struct {
 	frags   bool
 	drop    float64 // what it may cost banned sources, to the usual
 	only    string  // the one case in which it says something
+	apart   bool    // it leaves its sources in a state that would tell on the others
 }
 
 func variants() []variant {
@@ -48,11 +49,11 @@ func variants() []variant {
 			l.Thresholds = [bpf.ThresholdMax]maps.Rate{bpf.ThresholdPackets: l.Thresholds[bpf.ThresholdPackets]}
 		}},
 		{name: "aggregate of all", limit: func(l *maps.Limit) { l.AggregateAlways = true }},
-		{name: "over the limit", limit: packets(20_000, 0), only: oneSource},
-		{name: "over the limit, exact clock", limit: packets(1, 0)}, // of which every list's sources send more
-		{name: "in penalty", limit: packets(20_000, time.Hour), only: oneSource},
-		{name: "in penalty, exact clock", limit: packets(1, time.Hour), only: oneSource},
-		{name: "newcomers evict", control: func(c *maps.Control) error { return c.SetSourceIdle(1) }, only: randomSources},
+		{name: "over the limit", limit: packets(20_000, 0), only: oneSource, apart: true},
+		{name: "over the limit, exact clock", limit: packets(1, 0), only: oneSource, apart: true},
+		{name: "in penalty", limit: packets(20_000, time.Hour), only: oneSource, apart: true},
+		{name: "in penalty, exact clock", limit: packets(1, time.Hour), only: oneSource, apart: true},
+		{name: "newcomers evict", control: func(c *maps.Control) error { return c.SetSourceIdle(1) }, only: randomSources, apart: true},
 	}
 }
 
@@ -83,11 +84,12 @@ func (b *bench) stages(ctx context.Context) error {
 	return b.banCounts(ctx)
 }
 
-// stageCase is one kind of sources, with tables of its own that all variants share.
+// stageCase is one kind of sources, with tables of its own that all variants share but for those apart.
 type stageCase struct {
 	source source
 	v6     bool
 	probes []*probe // by variant
+	apart  []*stage // by variant; nil: it shares the tables
 	field  map[parts]*probe
 }
 
@@ -108,6 +110,11 @@ func (b *bench) stageCosts() error {
 	all := variants()
 	var cases []*stageCase
 	var probes []*probe
+	slots := uint32(0)
+	newStage := func() (*stage, error) {
+		slots++
+		return sh.newStage(slots - 1)
+	}
 	for i, name := range []string{oneSource, randomSources, bannedSources + inOrder, manySources + inOrder} {
 		for _, v6 := range []bool{false, true} {
 			if b.quick && (i > 1 || v6 != (i == 1)) {
@@ -119,23 +126,33 @@ func (b *bench) stageCosts() error {
 					break
 				}
 			}
-			st, err := sh.newStage(uint32(len(cases)))
+			c.probes, c.apart = make([]*probe, len(all)), make([]*stage, len(all))
+			shared, err := newStage()
 			if err != nil {
 				return err
 			}
-			for _, v := range all {
+			for n, v := range all {
 				if v.only != "" && v.only != name {
-					c.probes = append(c.probes, nil)
 					continue
 				}
-				p, err := b.variantProbe(wrap, st, v, c)
+				st := shared
+				if v.apart {
+					if st, err = newStage(); err != nil {
+						return err
+					}
+					c.apart[n] = st
+				}
+				p, program, err := b.variantProbe(wrap, st, v, c)
 				if err != nil {
 					return fmt.Errorf("%s: %w", v.name, err)
 				}
-				c.probes = append(c.probes, p)
+				if n > 0 && !v.apart {
+					p.warm = 0 // the first variant has filled the tables
+				}
+				c.probes[n] = p
 				probes = append(probes, p)
 				if i == 0 && !v6 {
-					if err := b.verifierRow(v, st); err != nil {
+					if err := b.verifierRow(v, program); err != nil {
 						return err
 					}
 				}
@@ -154,13 +171,15 @@ func (b *bench) stageCosts() error {
 		return err
 	}
 	for _, c := range cases {
-		b.stageRows(all, c)
+		if err := b.stageRows(all, c); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-// variantProbe loads a variant and sets its switches before each sample.
-func (b *bench) variantProbe(wrap [2]*wrappers, st *stage, v variant, c *stageCase) (*probe, error) {
+// variantProbe loads a variant's program, and sets its switches before each sample.
+func (b *bench) variantProbe(wrap [2]*wrappers, st *stage, v variant, c *stageCase) (*probe, *ebpf.Program, error) {
 	features := bpf.DefaultFeatures()
 	if v.feature != nil {
 		v.feature(&features)
@@ -168,14 +187,14 @@ func (b *bench) variantProbe(wrap [2]*wrappers, st *stage, v variant, c *stageCa
 	if v.allows > 0 {
 		m, err := st.shield.newAllows(v.allows)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		st = &stage{shield: st.shield, slot: st.slot, maps: stdmaps.Clone(st.maps)}
 		st.maps[bpf.LeveeMapAllows] = m
 	}
 	program, err := st.load(features)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	w := wrap[0]
 	if v.frags {
@@ -183,12 +202,9 @@ func (b *bench) variantProbe(wrap [2]*wrappers, st *stage, v variant, c *stageCa
 	}
 	p, err := b.probe(w, program, c.v6, c.source)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	p.name = v.name
-	if len(c.probes) > 0 {
-		p.warm = 0 // the first variant has filled the tables
-	}
 	p.before = func() error {
 		if err := st.shield.usual(); err != nil {
 			return err
@@ -204,11 +220,11 @@ func (b *bench) variantProbe(wrap [2]*wrappers, st *stage, v variant, c *stageCa
 		}
 		return st.shield.tables.Limits.Put(0, limit)
 	}
-	return p, nil
+	return p, program, nil
 }
 
 // stageRows compares a case's variants with the usual, and the decisions with the common way's.
-func (b *bench) stageRows(all []variant, c *stageCase) {
+func (b *bench) stageRows(all []variant, c *stageCase) (err error) {
 	usual := c.probes[0].samples
 	byName := make(map[string]float64)
 	base := row{Part: "stages", Case: c.source.name, Family: familyName(c.v6), Unit: "ns"}
@@ -219,6 +235,11 @@ func (b *bench) stageRows(all []variant, c *stageCase) {
 		r := base
 		r.Subject, r.Figure = v.name, figureOf(c.probes[i].samples)
 		byName[v.name] = r.Figure.Median
+		if c.apart[i] != nil {
+			if r.Note, err = c.apart[i].shares(); err != nil {
+				return err
+			}
+		}
 		if i > 0 {
 			r = r.ratio("all", c.probes[i].samples, usual)
 			if v.drop > 0 && c.source.name == bannedSources+inOrder {
@@ -256,6 +277,7 @@ func (b *bench) stageRows(all []variant, c *stageCase) {
 		without := c.probes[indexOf(all, "no events")].samples
 		b.report.Rows = append(b.report.Rows, r.ratio("no events", usual, without).atMost(1.1))
 	}
+	return nil
 }
 
 func indexOf(all []variant, name string) int {
@@ -268,17 +290,9 @@ func indexOf(all []variant, name string) int {
 }
 
 // verifierRow says how many instructions the verifier walked for a variant's program.
-func (b *bench) verifierRow(v variant, st *stage) error {
+func (b *bench) verifierRow(v variant, program *ebpf.Program) error {
 	if v.feature == nil && v.name != "all" {
 		return nil
-	}
-	features := bpf.DefaultFeatures()
-	if v.feature != nil {
-		v.feature(&features)
-	}
-	program, err := st.load(features)
-	if err != nil {
-		return err
 	}
 	info, err := program.Info()
 	if err != nil {
