@@ -918,3 +918,21 @@ func TestNoFalseDrift(t *testing.T) {
 		}
 	}
 }
+
+// Why an interface is not shielded is not made up: it may be there all the same.
+func TestWhyNotShielded(t *testing.T) {
+	for _, c := range []struct {
+		view state.InterfaceView
+		says string
+	}{
+		{state.InterfaceView{Name: "nowhere0"}, "there is no such interface"},
+		{state.InterfaceView{Name: "lo"}, "levee attach lo"},
+		{state.InterfaceView{Name: "lo", Why: loader.ErrNoInterface.Error()}, "levee attach lo"},
+		{state.InterfaceView{Name: "lo", Why: "a foreign program sits there"}, ""},
+		{state.InterfaceView{Name: "lo", Attached: true}, ""},
+	} {
+		if why := (&engine{}).whyNot(&c.view); !strings.Contains(why, c.says) || c.says == "" && why != "" {
+			t.Errorf("%+v: %q", c.view, why)
+		}
+	}
+}

@@ -286,7 +286,7 @@ func probeDevice(r *Report, dev *device, frags bool) {
 	case dev.kind == "bond":
 		r.add(Note, dev.name, "a bond has native mode only if all its members' drivers have it", "")
 	}
-	if dev.mtu > 3498 && !frags { // a page less headroom and the skb's tail
+	if dev.mtu > 3498 && !frags && !dev.loopback { // a page less headroom and the skb's tail
 		r.add(Warning, dev.name, fmt.Sprintf("the MTU %d is too large for most drivers' native mode on this kernel", dev.mtu),
 			"set it to 3498 or less, or upgrade the kernel to 5.18")
 	}

@@ -137,6 +137,7 @@ func (a *app) detach(ctx context.Context, names []string, all bool, root pinnedR
 			return &usageError{err}
 		}
 	}
+	a.listensAt(root.config)
 	c := a.client()
 	defer c.Close()
 	list, err := c.Interfaces(ctx)
@@ -236,7 +237,18 @@ type pinnedRoot struct{ bpffs, config string }
 
 func (r *pinnedRoot) flags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&r.bpffs, "bpffs", "", "without a daemon: where the shield is pinned (default: as the configuration file says)")
-	cmd.Flags().StringVarP(&r.config, "config", "c", "", "without a daemon: the configuration file (default "+config.Path+")")
+	cmd.Flags().StringVarP(&r.config, "config", "c", "", "the daemon's configuration file: where it listens, and where the shield is pinned (default "+config.Path+")")
+}
+
+// listensAt asks the daemon of a configuration file, if nothing else says where it listens: what works on the
+// pins below a daemon that was not asked would undo what it does.
+func (a *app) listensAt(file string) {
+	if a.socket != "" || a.remote.address != "" {
+		return
+	}
+	if c, err := config.Load(file); err == nil { // a bad file is told where it is needed
+		a.socket = c.API.Socket
+	}
 }
 
 // path returns where the shield is pinned. A file that nobody named and that can't be read is no

@@ -90,7 +90,7 @@ func (a *app) showCheck(c state.Check) {
 		a.claimGrid(c.Claims, true, "  ")
 	}
 	if k := c.Kernel; k != nil {
-		word := "drops"
+		word := "bans"
 		if k.Monitor {
 			word = "monitors"
 		}

@@ -92,7 +92,7 @@ The daemon is asked. Where none runs, or a file is named, what the file says is 
 			g.render()
 			return nil
 		},
-	}, a.configReloadCommand())
+	}, a.configReloadCommand(&path))
 	return cmd
 }
 
@@ -114,12 +114,16 @@ func (a *app) effective(cmd *cobra.Command, named bool, load func() (*config.Con
 		return state.Effective{}, err
 	}
 	if unreachable != nil {
-		a.note("%v; this is what %s says, without what flags and the run time would change", unreachable, file)
+		what := "this is what " + file + " says"
+		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+			what = "there is no " + file + ", so these are the defaults"
+		}
+		a.note("%v; %s, without what flags and the run time would change", unreachable, what)
 	}
 	return state.Effective{Settings: c.Settings()}, nil
 }
 
-func (a *app) configReloadCommand() *cobra.Command {
+func (a *app) configReloadCommand(path *string) *cobra.Command {
 	var confirm string
 	cmd := &cobra.Command{
 		Use:   "reload",
@@ -133,6 +137,7 @@ also after a restart, until the file is another one.`,
 			if err != nil {
 				return err
 			}
+			a.listensAt(*path)
 			c := a.client()
 			defer c.Close()
 			answer, err := c.ReloadOnTrial(cmd.Context(), onTrial)

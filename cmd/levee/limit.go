@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 
@@ -64,7 +65,9 @@ Begin with --mode monitor: it counts what it would drop, and drops nothing.`,
   levee limit set default --udp none`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.limitSet(cmd.Context(), cmd.Flags(), &f, args[0])
+			given := false
+			cmd.LocalFlags().VisitAll(func(flag *pflag.Flag) { given = given || flag.Changed && flag.Name != "confirm" })
+			return a.limitSet(cmd.Context(), cmd.Flags(), &f, args[0], given)
 		},
 		ValidArgsFunction: a.completeLimits,
 	}
@@ -91,7 +94,8 @@ Begin with --mode monitor: it counts what it would drop, and drops nothing.`,
 	return cmd
 }
 
-func (a *app) limitSet(ctx context.Context, flags *pflag.FlagSet, f *limitFlags, name string) error {
+// limitSet makes a limit, or changes what flags were given for.
+func (a *app) limitSet(ctx context.Context, flags *pflag.FlagSet, f *limitFlags, name string, given bool) error {
 	onTrial, err := parseConfirm(f.confirm)
 	if err != nil {
 		return err
@@ -111,6 +115,9 @@ func (a *app) limitSet(ctx context.Context, flags *pflag.FlagSet, f *limitFlags,
 	missing := isNotFound(err)
 	if err != nil && !missing {
 		return err
+	}
+	if !given && !missing {
+		return usage("say what of limit %s is to change, as --packets 20k/s; levee limit show %s tells how it is", name, name)
 	}
 	if !f.replace && !missing {
 		spec = before.LimitSpec
@@ -349,6 +356,10 @@ func (a *app) limitRemoveCommand() *cobra.Command {
 				return err
 			}
 			for _, name := range done {
+				if file, err := c.Limit(cmd.Context(), name); err == nil {
+					a.say("limit %s is removed; the configuration file's of that name is in force again, mode %s", name, cmp.Or(file.Mode, state.Enforce))
+					continue
+				}
 				a.say("limit %s is removed", name)
 			}
 			if a.machine() {

@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -456,6 +457,7 @@ func TestBad(t *testing.T) {
 		{"unban 10.0.0.1 --origin operator --all", "exclude"},
 		{"unban", "--everything"},
 		{"unban --everything", "--origin"},
+		{"unban --everything --all", "one origin's word"},
 		{"unban 10.0.0.1 --everything --all", "no two"},
 		{"unban 10.0.0.1 --file list", "no two"},
 		{"unban --file list --everything --all", "no two"},
@@ -603,6 +605,58 @@ func TestWithoutDaemon(t *testing.T) {
 	}
 }
 
+// A daemon that a configuration file names is asked where that says, and the pins below it are let alone.
+func TestDaemonOfFile(t *testing.T) {
+	for _, c := range []struct{ args, asked string }{
+		{"panic on", "PUT /v1/panic"},
+		{"detach eth0", "DELETE /v1/interfaces/eth0"},
+		{"detach --all", "GET /v1/interfaces"},
+		{"config reload", "POST /v1/config/reload"},
+	} {
+		f := newFake(t).
+			on("GET /v1/interfaces", state.InterfaceList{Interfaces: overview().Interfaces}).
+			on("DELETE /v1/interfaces/eth0", nil).on("DELETE /v1/interfaces/eth1", nil).on("DELETE /v1/interfaces/eth2", nil).
+			on("PUT /v1/panic", state.PanicSwitch{On: true}).
+			on("POST /v1/config/reload", nil)
+		file := filepath.Join(t.TempDir(), "levee.yaml")
+		if err := os.WriteFile(file, []byte("api: {socket: "+f.socket+"}\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		args := append(strings.Fields(c.args), "--config", file)
+		r := call{args: args}.run(t, "")
+		if r.code != 0 || !slices.ContainsFunc(f.asked, func(line string) bool { return strings.HasPrefix(line, c.asked) }) {
+			t.Errorf("levee %s: exit %d, %q; asked %q", c.args, r.code, r.stderr, f.asked)
+		}
+		asked := len(f.asked)
+		if r := (call{args: append(args, "--socket", "/nonexistent/levee.sock")}).run(t, ""); r.code == 0 || len(f.asked) != asked {
+			t.Errorf("levee %s: --socket names another daemon: exit %d, asked %q", c.args, r.code, f.asked)
+		}
+	}
+}
+
+// What names nothing that is to change makes no limit of its own over the file's.
+func TestLimitSetNothing(t *testing.T) {
+	f := newFake(t).on("GET /v1/limits/default", defaultLimit)
+	for _, args := range []string{"limit set default", "limit set default --confirm 60s"} {
+		r := call{args: strings.Fields(args)}.run(t, f.socket)
+		if r.code != exitUsage || !strings.Contains(r.stderr, "what of limit default is to change") {
+			t.Errorf("levee %s: exit %d, %q", args, r.code, r.stderr)
+		}
+	}
+	if slices.ContainsFunc(f.asked, func(line string) bool { return !strings.HasPrefix(line, "GET ") }) {
+		t.Errorf("asked %q", f.asked)
+	}
+}
+
+// A limit that the file has, too, is not gone.
+func TestLimitRemoved(t *testing.T) {
+	f := newFake(t).on("DELETE /v1/limits/default", nil).on("DELETE /v1/limits/dns", nil).on("GET /v1/limits/dns", monitoredLimit)
+	if r := (call{args: []string{"limit", "rm", "default", "dns"}}).run(t, f.socket); r.code != 0 ||
+		r.stdout != "limit default is removed\nlimit dns is removed; the configuration file's of that name is in force again, mode monitor\n" {
+		t.Errorf("exit %d, %q, %q", r.code, r.stdout, r.stderr)
+	}
+}
+
 func TestProblems(t *testing.T) {
 	for _, c := range []struct {
 		status int
@@ -668,7 +722,7 @@ func TestConfig(t *testing.T) {
 	none := filepath.Join(dir, "none")
 	r := call{args: []string{"config", "show", "-o", "json"}}.run(t, none)
 	var shown state.Effective
-	if err := json.Unmarshal([]byte(r.stdout), &shown); r.code != 0 || err != nil || len(shown.Settings) < 20 || !strings.Contains(r.stderr, none) || !strings.Contains(r.stderr, "this is what "+config.Path+" says") {
+	if err := json.Unmarshal([]byte(r.stdout), &shown); r.code != 0 || err != nil || len(shown.Settings) < 20 || !strings.Contains(r.stderr, none) || !strings.Contains(r.stderr, config.Path) {
 		t.Errorf("show: exit %d, %v, %q, %q", r.code, err, r.stdout, r.stderr)
 	}
 	if r := (call{args: []string{"config", "show", "--address", "https://127.0.0.1:1"}}).run(t, ""); r.code != exitUnreachable || r.stdout != "" {

@@ -43,6 +43,7 @@ the kernel is thrown directly; that needs root.`,
 }
 
 func (a *app) setPanic(ctx context.Context, on bool, root *pinnedRoot) error {
+	a.listensAt(root.config)
 	c := client.New(client.Config{Socket: a.socketPath(), Agent: "levee/" + release(), Timeout: panicTime})
 	defer c.Close()
 	_, err := c.SetPanic(ctx, on)

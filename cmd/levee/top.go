@@ -29,8 +29,8 @@ func (a *app) topCommand() *cobra.Command {
 	var f topFlags
 	cmd := &cobra.Command{
 		Use:   "top",
-		Short: "Show the sources that send most, or are dropped most",
-		Long: `Show the sources that send most, or are dropped most. With --interval it goes on, and redraws a
+		Short: "Show the sources that send most, or that limits drop most",
+		Long: `Show the sources that send most, or that limits drop most. With --interval it goes on, and redraws a
 terminal, until Ctrl-C or for --times rounds.`,
 		Example: `  levee top
   levee top --by dropped -n 5

@@ -55,7 +55,9 @@ The prefix is that of the ban: to let a single address of a banned network pass,
 			case originGiven && f.all:
 				return usage("--origin and --all exclude each other")
 			case f.everything && !f.all && !originGiven:
-				return usage("--everything needs --origin NAME, or --all for everyone's")
+				return usage("--everything needs --origin NAME: whose word is to go")
+			case f.everything && f.all:
+				return usage("--everything takes back one origin's word: name it with --origin, one after the other (levee bans export says whose there are)")
 			case f.file == "" && cmd.Flags().Changed("format"):
 				return usage("--format is of a list: it goes with --file")
 			case !slices.Contains(lists.Formats, lists.Format(f.format)):
