@@ -80,7 +80,9 @@ func (e *engine) verdict(c *state.Check) (state.Verdict, string) {
 	case c.Kernel != nil && len(c.Allows) > 0:
 		return state.VerdictAllowed, fmt.Sprintf("passes: the ban of %s is overruled by the allow entry %s",
 			state.PrefixString(c.Kernel.Prefix), state.PrefixString(c.Allows[0].Prefix))
-	case c.Kernel != nil && (c.Kernel.Monitor || monitor):
+	case c.Kernel != nil && monitor:
+		return state.VerdictMonitored, fmt.Sprintf("passes, and is counted: the daemon only monitors; else the ban of %s would hold", state.PrefixString(c.Kernel.Prefix))
+	case c.Kernel != nil && c.Kernel.Monitor:
 		return state.VerdictMonitored, fmt.Sprintf("passes, and is counted: the ban of %s only monitors", state.PrefixString(c.Kernel.Prefix))
 	case c.Kernel != nil:
 		return state.VerdictBanned, fmt.Sprintf("is dropped: %s is banned by %s%s", state.PrefixString(c.Kernel.Prefix), c.Kernel.Origin, e.until(c.Kernel.Expires))

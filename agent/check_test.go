@@ -6,7 +6,38 @@ import (
 	"testing"
 
 	"github.com/levee-xdp/levee/agent/state"
+	kernel "github.com/levee-xdp/levee/maps"
 )
+
+// A ban that would hold is told apart from one that only monitors.
+func TestCheckMonitored(t *testing.T) {
+	for name, tt := range map[string]struct {
+		text   string
+		item   state.BanItem
+		words  string
+		source bool // the source's limit only monitors, too
+	}{
+		"the daemon": {"mode: monitor\n", state.BanItem{}, "passes, and is counted: the daemon only monitors; else the ban of 203.0.113.0/24 would hold", true},
+		"the ban":    {"", state.BanItem{Monitor: true}, "passes, and is counted: the ban of 203.0.113.0/24 only monitors", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			k := newFakeKernel()
+			k.sources = []kernel.Source{{Prefix: netip.MustParsePrefix("203.0.113.7/32"), Dropped: 5}}
+			d := newDaemon(t, k, "interfaces: [eth0]\nlimits: {default: {packets: 1k/s}}\n"+tt.text)
+			tt.item.Prefix = "203.0.113.0/24"
+			if _, err := d.Ban(t.Context(), state.BanRequest{Bans: []state.BanItem{tt.item}}); err != nil {
+				t.Fatal(err)
+			}
+			c, err := d.Check(t.Context(), netip.MustParseAddr("203.0.113.7"))
+			if err != nil || c.Verdict != state.VerdictMonitored || c.Words != tt.words {
+				t.Errorf("%v, %s, %q; want %q", err, c.Verdict, c.Words, tt.words)
+			}
+			if len(c.Sources) != 1 || c.Sources[0].Monitored != tt.source {
+				t.Errorf("%+v", c.Sources)
+			}
+		})
+	}
+}
 
 // An address that nothing drops is told what holds it, and no limit that there is not.
 func TestCheckPassing(t *testing.T) {

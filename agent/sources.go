@@ -25,6 +25,7 @@ func (e *engine) source(s maps.Source, names map[uint8]string, before *maps.Sour
 		v.Banned = true
 	}
 	v.Allowed = len(e.state.AllowsFor(s.Prefix)) > 0
+	v.Monitored = e.config.Load().Mode == state.Monitor || e.monitors(v.Limit)
 	return v
 }
 

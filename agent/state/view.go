@@ -190,6 +190,7 @@ type SourceView struct {
 	DroppedPerSecond float64      `json:"dropped_per_second,omitempty"`
 	Banned           bool         `json:"banned,omitempty" doc:"It is banned by now"`
 	Allowed          bool         `json:"allowed,omitempty" doc:"An allow entry speaks for it"`
+	Monitored        bool         `json:"monitored,omitempty" doc:"Its limit only monitors by now: what breaks it passes, and is counted as dropped all the same"`
 }
 
 // Order is by what sources are compared.

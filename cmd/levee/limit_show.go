@@ -150,7 +150,7 @@ func (a *app) limitShowCommand() *cobra.Command {
 				g.render()
 			}
 			if len(l.Sources) > 0 {
-				a.heading("Whom it drops most")
+				a.heading("Whom it drops most, or would")
 				a.sourceGrid(l.Sources, false, "  ")
 			}
 			return nil

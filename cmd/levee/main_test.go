@@ -221,7 +221,7 @@ var sources = state.SourceList{By: state.ByPackets, Tracked: 51_204, Capacity: 5
 			PenaltyUntil: noon.Add(8 * time.Second)},
 		{Prefix: prefix("2001:db8:1234:5678::/64"), Limit: "default", Packets: 500_000, Bytes: 640_000_000, Dropped: 12,
 			First: noon.Add(-26 * time.Hour), Seen: noon, PacketsPerSecond: 812.4, BitsPerSecond: 8_300_000, Allowed: true},
-		{Prefix: prefix("198.51.100.4/32"), Limit: "dns", Packets: 70, Bytes: 4_900, First: noon.Add(-time.Hour), Seen: noon.Add(-40 * time.Minute)},
+		{Prefix: prefix("198.51.100.4/32"), Limit: "dns", Packets: 70, Bytes: 4_900, Dropped: 7, Monitored: true, First: noon.Add(-time.Hour), Seen: noon.Add(-40 * time.Minute)},
 	}}
 
 func overview() state.Overview {

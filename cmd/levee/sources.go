@@ -30,7 +30,7 @@ func (a *app) sourceGrid(sources []state.SourceView, rates bool, indent string) 
 		}
 		cells = append(cells, a.sourceNote(s))
 		switch {
-		case s.DroppedPerSecond > 0:
+		case s.DroppedPerSecond > 0 && !s.Monitored:
 			g.painted(red, cells...)
 		default:
 			g.row(cells...)
@@ -78,6 +78,9 @@ func (a *app) sourceNote(s state.SourceView) string {
 	}
 	if s.Allowed {
 		notes = append(notes, "allowed")
+	}
+	if s.Monitored && s.Dropped > 0 {
+		notes = append(notes, "monitored")
 	}
 	if d := s.PenaltyUntil.Sub(a.now()); d > 0 {
 		notes = append(notes, "penalty "+span(d.Round(time.Second)))
