@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -96,6 +97,10 @@ func TestErrors(t *testing.T) {
 	}
 	s.err = errors.New("open /secret/path: no such file")
 	if w := ask(h, "GET", "/v1/check/192.0.2.1", ""); w.Code != 500 || strings.Contains(w.Body.String(), "secret") {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	s.err = fmt.Errorf("measure rates: %w", context.Canceled)
+	if w := ask(h, "GET", "/v1/check/192.0.2.1", ""); w.Code != 500 || !strings.Contains(w.Body.String(), "the daemon is stopping") {
 		t.Errorf("%d %s", w.Code, w.Body)
 	}
 }

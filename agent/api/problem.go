@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -53,6 +54,9 @@ func problemOf(err error) error {
 	e, ok := errors.AsType[*state.Error](err)
 	if !ok {
 		p := newProblem(http.StatusInternalServerError, "", "this did not work out; the daemon's log says why")
+		if errors.Is(err, context.Canceled) { // which whoever went away is not told
+			p.Detail = "this was broken off: the daemon is stopping; ask again when it runs"
+		}
 		p.decided = true
 		return p
 	}
