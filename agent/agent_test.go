@@ -921,18 +921,15 @@ func TestNoFalseDrift(t *testing.T) {
 
 // Why an interface is not shielded is not made up: it may be there all the same.
 func TestWhyNotShielded(t *testing.T) {
-	for _, c := range []struct {
-		view state.InterfaceView
-		says string
-	}{
-		{state.InterfaceView{Name: "nowhere0"}, "there is no such interface"},
-		{state.InterfaceView{Name: "lo"}, "levee attach lo"},
-		{state.InterfaceView{Name: "lo", Why: loader.ErrNoInterface.Error()}, "levee attach lo"},
-		{state.InterfaceView{Name: "lo", Why: "a foreign program sits there"}, ""},
-		{state.InterfaceView{Name: "lo", Attached: true}, ""},
-	} {
-		if why := (&engine{}).whyNot(&c.view); !strings.Contains(why, c.says) || c.says == "" && why != "" {
-			t.Errorf("%+v: %q", c.view, why)
+	d := newDaemon(t, newFakeKernel(), "interfaces: [eth0, eth2, lo, nowhere0]\n")
+	list, err := d.Interfaces(t.Context())
+	if err != nil || len(list.Interfaces) != 4 {
+		t.Fatal(list, err)
+	}
+	for i, says := range []string{"", "is not Levee's", "levee attach lo", "there is no such interface"} {
+		v := list.Interfaces[i]
+		if !strings.Contains(v.Why, says) || v.Attached != (says == "") || v.Attached && v.Why != "" {
+			t.Errorf("%+v, not %q", v, says)
 		}
 	}
 }

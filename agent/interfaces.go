@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"net"
 	"slices"
 
 	"github.com/levee-xdp/levee/agent/state"
@@ -42,24 +41,13 @@ func (e *engine) Interfaces() ([]state.InterfaceView, error) {
 	e.mu.Unlock()
 	out := make([]state.InterfaceView, 0, len(views))
 	for _, v := range views {
-		if why := e.whyNot(v); why != "" {
-			v.Why = why
+		if !v.Attached && v.Why == "" {
+			v.Why = loader.WhyNot(v.Name)
 		}
 		out = append(out, *v)
 	}
 	slices.SortFunc(out, func(a, b state.InterfaceView) int { return cmp.Compare(a.Name, b.Name) })
 	return out, nil
-}
-
-// whyNot says why an interface is not shielded, if that is not known better.
-func (e *engine) whyNot(v *state.InterfaceView) string {
-	if v.Attached || v.Why != "" && v.Why != loader.ErrNoInterface.Error() {
-		return ""
-	}
-	if _, err := net.InterfaceByName(v.Name); err != nil {
-		return loader.ErrNoInterface.Error()
-	}
-	return "it is there, but not shielded; if that stays so it was detached without the daemon, and levee attach " + v.Name + " shields it again"
 }
 
 func attachmentView(a loader.Attachment) state.InterfaceView {

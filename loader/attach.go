@@ -309,11 +309,19 @@ func (s *Set) attachments() ([]Attachment, error) {
 				return nil, err
 			}
 		} else if a.Why == "" {
-			a.Why = ErrNoInterface.Error()
+			a.Why = WhyNot(a.Name)
 		}
 		all = append(all, a)
 	}
 	return all, nil
+}
+
+// WhyNot says why an interface is not shielded, where nothing better is known of it.
+func WhyNot(name string) string {
+	if _, err := deviceByName(name); err != nil {
+		return ErrNoInterface.Error()
+	}
+	return "it is there, but not shielded; if that stays so it was detached without the daemon, and levee attach " + name + " shields it again"
 }
 
 // programTag returns the kernel's digest of a program; nothing if this process may not look at it.

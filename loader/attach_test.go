@@ -408,3 +408,13 @@ func TestInterfaceInAnotherNamespace(t *testing.T) {
 	l.wantShield("net0", b.Slot)
 	l.programGone(a.ProgramID)
 }
+
+// Of an interface that is there it is not said that it is not.
+func TestWhyNot(t *testing.T) {
+	if why := WhyNot("lo"); !strings.Contains(why, "levee attach lo") {
+		t.Error(why)
+	}
+	if why := WhyNot("nowhere0"); why != ErrNoInterface.Error() {
+		t.Error(why)
+	}
+}
